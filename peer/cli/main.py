@@ -1,0 +1,52 @@
+"""The `minidfs` command: its groups, and how it fails.
+
+The modules of the commands import only click; trio, rich and the peer itself are imported when a command runs, so that
+`--help` is instant.
+"""
+
+from __future__ import annotations
+
+import click
+
+from peer.cli.cluster import cluster
+from peer.cli.serve import serve
+
+EXIT_INTERRUPTED = 130
+"""What a shell reports for a command that Ctrl-C ended."""
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="minidfs")
+@click.pass_context
+def minidfs(ctx: click.Context) -> None:
+    """A peer-to-peer file store without a coordinator.
+
+    Any peer takes uploads, any peer serves every file, any peer may die. Begin with: minidfs cluster
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+minidfs.add_command(serve)
+minidfs.add_command(cluster)
+
+
+def main() -> int:
+    """Run `minidfs` with the arguments of this process; gives its exit code."""
+    return run_command(minidfs, "minidfs")
+
+
+def run_command(command: click.Command, name: str, args: list[str] | None = None) -> int:
+    """Run a click command that returns its exit code or nothing, and report a failure as one line, `name: sentence`."""
+    try:
+        code = command.main(args, prog_name=name, standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else name
+        click.echo(f"{name}: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"{name}: {error.format_message()}", err=True)
+        return error.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0

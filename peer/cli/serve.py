@@ -1,0 +1,107 @@
+"""`minidfs serve`: one peer in the foreground."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+
+from peer.config import Address, Config, ConfigError
+
+NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class AddressType(click.ParamType):
+    """`HOST:PORT` on the command line."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """Read the address, or end with the sentence of ConfigError."""
+        try:
+            return value if isinstance(value, Address) else Address.parse(str(value))
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _node_id(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if not NODE_ID.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is no node id; it begins with a letter or digit and has at most 64 letters, digits, '.', '_', '-'"
+        )
+    return value
+
+
+def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not CLUSTER_ID.fullmatch(value.lower()):
+        raise click.BadParameter(f"{value!r} is no cluster id; it has 32 hexadecimal digits")
+    return value and value.lower()
+
+
+@click.command()
+@click.option("--id", "node_id", metavar="NAME", required=True, callback=_node_id, help="The peer's name, as node-2.")
+@click.option("--listen", type=AddressType(), required=True, help="The peer's own address, as 127.0.0.1:8002.")
+@click.option("--facade", type=AddressType(), help="The address that all peers of this machine share.")
+@click.option("--join", type=AddressType(), multiple=True, help="A peer of the cluster to join; may be repeated.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The folder of this peer's files and database; made when it is not there.",
+)
+@click.option("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of an uploaded file.")
+@click.option(
+    "--heal-interval",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two comparisons with another peer.",
+)
+@click.option(
+    "--cluster-id", metavar="HEX", callback=_cluster_id, help="Found or join only the cluster with this id (32 digits)."
+)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="info", show_default=True)
+def serve(
+    node_id: str,
+    listen: Address,
+    facade: Address | None,
+    join: tuple[Address, ...],
+    data: Path,
+    copies: int,
+    heal_interval: float,
+    cluster_id: str | None,
+    log_level: str,
+) -> int:
+    """Run one peer in the foreground.
+
+    Ctrl-C or SIGTERM stops it: running requests finish, for 10 seconds at most.
+    """
+    config = Config(
+        node_id=node_id,
+        listen=listen,
+        facade=facade,
+        join=join,
+        data=data.absolute(),
+        copies=copies,
+        heal_interval_s=heal_interval,
+        cluster_id=cluster_id,
+        log_level=log_level.lower(),
+        hostname=socket.gethostname(),
+    )
+    return _run(config)
+
+
+def _run(config: Config) -> int:
+    from peer.env import StartError, StoreError
+    from peer.node import run_peer
+
+    try:
+        return run_peer(config)
+    except (StartError, StoreError) as error:
+        raise click.ClickException(str(error)) from error

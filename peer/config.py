@@ -1,0 +1,74 @@
+"""Every setting of a peer, with its unit, default and reason."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+
+class ConfigError(ValueError):
+    """A setting makes no sense; the message says which and what to write instead."""
+
+
+class Address(NamedTuple):
+    """Where a peer listens; HTTP (TCP) and datagrams (UDP) share the port number."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `HOST:PORT` or `[V6]:PORT`.
+
+        Raises ConfigError when the port is missing or out of range.
+        """
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
+            raise ConfigError(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8001")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """True for addresses only this machine can reach."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The settings of one peer; times in seconds, sizes in bytes."""
+
+    node_id: str
+    listen: Address
+    data: Path
+    facade: Address | None = None
+    """The shared port of the naming service; None for a peer that does not serve it."""
+    join: tuple[Address, ...] = ()
+    """Peers to ask for the cluster; one that answers is enough, and none is needed once the data folder knows it."""
+    cluster_id: str | None = None
+    """Found or join only this cluster. None: found one, or take over that of the first peer in `join` that answers."""
+    copies: int = 3
+    """Copies of a file uploaded here, unless the upload says otherwise."""
+    heal_interval_s: float = 30.0
+    """Between anti-entropy rounds with a random peer, and between looks at what this peer lacks."""
+    probe_interval_s: float = 1.0
+    down_after_s: float = 3.0
+    """A peer that answers no probe for this long is taken for down."""
+    target_timeout_s: float = 1.0
+    """An upload's target that makes no progress for this long counts as failed; so does a peer asked before a delete."""
+    shutdown_grace_s: float = 10.0
+    """Requests that run when a peer is told to stop may finish for this long."""
+    inline_bytes_max: int = 32 * 1024
+    """Chunks up to this size live in the database; larger ones are files (measured: docs/decisions.md)."""
+    chunk_bytes_max: int = 8 * 1024 * 1024
+    file_bytes_max: int = 1 << 40
+    log_level: str = "info"
+    hostname: str = field(default="localhost")

@@ -1,0 +1,1 @@
+"""The rules of Mini DFS: pure state and decisions, no sockets, files, clock, threads or global randomness."""

@@ -1,0 +1,136 @@
+"""What the logs mean: the set of live dots, and how two such sets become one.
+
+A dot that a version vector covers and that is not live was removed, for ever: that is the whole memory of a deletion.
+It follows that a version vector must never cover more, or sooner, than what was applied. The idea is that of dotted
+version vectors; see Almeida, Shoker and Baquero, "Delta state replicated data types" (2018), and DottedDB (SRDS 2017).
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from protocol.codec import digest_of
+from protocol.identity import Dot, VersionVector, covers
+from protocol.ops import Delete, Drop, Hold, LiveOp, Op, Put, needs_of
+from protocol.store import Store
+
+SUM_MODULUS = 1 << 128
+
+
+class Verdict(Enum):
+    """What became of an op that was heard."""
+
+    APPLIED = auto()
+    KNOWN = auto()
+    TOO_EARLY = auto()
+    """It leaves a gap, or what it removes or holds was not applied yet: it must come again, after that."""
+
+
+def apply(store: Store, op: Op) -> Verdict:
+    """Let an op take effect, unless it did before or its time has not come."""
+    origin, seq = op.dot
+    seen = store.seen(origin)
+    if seq <= seen:
+        return Verdict.KNOWN
+    if seq > seen + 1 or any(store.seen(dot.origin) < dot.seq for dot in needs_of(op)):
+        return Verdict.TOO_EARLY
+    _take_effect(store, op)
+    store.append(op)
+    store.advance(origin, seq)
+    return Verdict.APPLIED
+
+
+def _take_effect(store: Store, op: Op) -> None:
+    match op:
+        case Put():
+            _end_puts(store, op.supersedes)
+            make_live(store, op)
+        case Delete():
+            _end_puts(store, op.supersedes)
+        case Hold():
+            if store.put_at(op.put) is not None:
+                make_live(store, op)
+        case Drop():
+            for dot in op.supersedes:
+                end_if_live(store, store.hold_at(dot))
+            for origin, seq in op.up_to:
+                for hold in store.holds_from(origin, seq):
+                    end(store, hold)
+
+
+def _end_puts(store: Store, dots: tuple[Dot, ...]) -> None:
+    for dot in dots:
+        end_if_live(store, store.put_at(dot))
+
+
+def make_live(store: Store, op: LiveOp) -> None:
+    """Add a dot to the state, and its digest to the sum."""
+    store.add(op)
+    store.set_state_sum((store.state_sum() + digest_of(op)) % SUM_MODULUS)
+
+
+def end(store: Store, op: LiveOp) -> None:
+    """Take a live dot out of the state; with a put go its holds, for they are live only while it is."""
+    if isinstance(op, Put):
+        for hold in store.holds_of(op.dot):
+            end(store, hold)
+    store.remove(op)
+    store.set_state_sum((store.state_sum() - digest_of(op)) % SUM_MODULUS)
+
+
+def end_if_live(store: Store, op: LiveOp | None) -> None:
+    """`end`, of what a look-up found."""
+    if op is not None:
+        end(store, op)
+
+
+def merge_staged(store: Store, their_vv: VersionVector) -> None:
+    """Become one with the whole state of another peer, which lies staged, as of its version vector.
+
+    A dot lives if it is live on both, or live on one and not covered by the other. Floors rise to what was taken over,
+    for the log behind it was never heard here. All of it is one step: a version vector raised before its state would
+    turn what is still missing into deletions.
+    """
+    mine = store.version_vector()
+    for op in store.live():
+        if covers(their_vv, op.dot) and not store.is_staged(op.dot):
+            # Its holds may have gone with a put a moment ago.
+            end_if_live(store, _live(store, op))
+    for op in store.staged():
+        if not covers(mine, op.dot) and _may_live(store, op):
+            make_live(store, op)
+    floors = store.floors()
+    for origin, seq in sorted(their_vv.items()):
+        if seq > mine.get(origin, 0):
+            store.advance(origin, seq)
+        if seq > floors.get(origin, 0):
+            store.raise_floor(origin, seq)
+    store.clear_stage()
+
+
+def unite_staged(store: Store) -> int:
+    """Add what another peer has live and this one has not, and remove nothing.
+
+    For two peers with equal version vectors and unequal sums: one of them has lost or damaged rows, and nobody can
+    tell whether what only one has was deleted. Returns how many dots came to life.
+    """
+    revived = 0
+    for op in store.staged():
+        if _live(store, op) is None and _may_live(store, op):
+            make_live(store, op)
+            revived += 1
+    store.clear_stage()
+    return revived
+
+
+def _live(store: Store, op: LiveOp) -> LiveOp | None:
+    return store.put_at(op.dot) if isinstance(op, Put) else store.hold_at(op.dot)
+
+
+def _may_live(store: Store, op: LiveOp) -> bool:
+    return isinstance(op, Put) or store.put_at(op.put) is not None
+
+
+def sum_of_rows(store: Store) -> int:
+    """The sum the state really has; unequal to the stored one only through a bug or bit rot."""
+    return sum(digest_of(op) for op in store.live()) % SUM_MODULUS

@@ -1,0 +1,105 @@
+"""What a log can say.
+
+`put` and `hold` make their own dot live; `put`, `delete` and `drop` remove the dots they name, those their writer had
+seen. A hold names the put it holds and is live only while that put is. No entry is ever needed to say that something
+is gone: a dot that a version vector covers and that is not live *is* the proof of its removal.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from protocol.identity import Dot, NodeId, Stamp
+
+FILE_KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+COPIES_MAX = 255
+
+
+class Chunk(NamedTuple):
+    """A piece of a file's content, named by its BLAKE3 hash (32 bytes)."""
+
+    hash: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a file is: its name, what it looks like and which chunks it is made of, in order."""
+
+    file_key: str
+    filename: str
+    size_bytes: int
+    sha256: bytes
+    content_type: str
+    uploaded_at_ms: int
+    copies: int
+    chunks: tuple[Chunk, ...] | None
+    """None: registered by a client, and no peer has the content yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A version of a file; replaces the versions its writer had seen."""
+
+    dot: Dot
+    stamp: Stamp
+    manifest: Manifest
+    supersedes: tuple[Dot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Removes the versions of a file that its writer had seen."""
+
+    dot: Dot
+    stamp: Stamp
+    file_key: str
+    supersedes: tuple[Dot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The writer has all chunks of this put on its disk, synced and verified."""
+
+    dot: Dot
+    stamp: Stamp
+    put: Dot
+    recovered: bool = False
+    """True when the copy was made later, by repair, and not as part of the upload."""
+
+    @property
+    def holder(self) -> NodeId:
+        """Only a peer itself says what it holds."""
+        return self.dot.origin.node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The writer no longer has what these holds of its own said."""
+
+    dot: Dot
+    stamp: Stamp
+    supersedes: tuple[Dot, ...] = ()
+    up_to: tuple[Dot, ...] = ()
+    """Each: all holds of that origin up to that seq, for a peer that lost a disk full of them."""
+
+
+Op = Put | Delete | Hold | Drop
+LiveOp = Put | Hold
+
+
+def needs_of(op: Op) -> tuple[Dot, ...]:
+    """The dots whose ops must have been applied before this one may be.
+
+    They are what the op removes and what it holds: were it applied first, the later arrival of one of them would
+    bring to life what this op had already ended.
+    """
+    match op:
+        case Put(supersedes=supersedes) | Delete(supersedes=supersedes):
+            return supersedes
+        case Hold(put=put):
+            return (put,)
+        case Drop(supersedes=supersedes, up_to=up_to):
+            return supersedes + up_to

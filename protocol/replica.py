@@ -1,0 +1,278 @@
+"""One peer's replica: it writes its own log, hears those of others, and hands on what others lack.
+
+The methods are steps of a transaction on the store; what they return may leave the process only once that is
+committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import TypeVar
+
+from protocol import catalog
+from protocol.catalog import Verdict
+from protocol.codec import encode_op, root_of
+from protocol.identity import (
+    EPOCH_BITS,
+    Dot,
+    HybridClock,
+    NodeId,
+    Origin,
+    Stamp,
+    VersionVector,
+    covers_all,
+)
+from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.store import Store
+
+OwnOp = TypeVar("OwnOp", Put, Delete, Hold, Drop)
+
+
+@dataclass(slots=True)
+class Heard:
+    """What became of ops that were heard."""
+
+    applied: int = 0
+    too_early: bool = False
+    """The rest has to wait: it builds on ops that must be fetched first."""
+    my_holds: list[Hold] = field(default_factory=list)
+    """Holds this peer is said to have written, in a life it does not remember or had forgotten parts of."""
+    my_drops: int = 0
+    """Drops this peer is said to have written; what its disk still backs has to be declared again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """What another peer lacks of our logs, in the order in which it was applied here."""
+
+    ops: tuple[bytes, ...]
+    more: bool
+    """There is more than fits; ask again once these are applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The live state of a peer, and exactly the version vector it belongs to."""
+
+    version_vector: VersionVector
+    ops: tuple[LiveOp, ...]
+
+
+class Replica:
+    """The rules of one peer over its store.
+
+    `me` writes under an epoch drawn from `chance` (which must be seeded anew at every start, never from the store): a
+    dot is never used twice, even by a peer whose disk was restored or emptied.
+    """
+
+    def __init__(self, me: NodeId, store: Store, chance: Random, clock: HybridClock | None = None) -> None:
+        self.me = me
+        self.store = store
+        self._chance = chance
+        self.clock = clock or HybridClock()
+        self.origin = self._draw_origin()
+        self._confirmed = 0
+        self.epochs_left = 0
+
+    # --- writing the own log ---
+
+    def put(self, manifest: Manifest, wall_ms: int) -> Put:
+        """Write a new version of a file, in place of those known here."""
+        return self._write(Put(*self._next(wall_ms), manifest, self._versions(manifest.file_key)))
+
+    def delete(self, file_key: str, wall_ms: int) -> Delete | None:
+        """Remove all versions known here; None when there is none, and nothing is written."""
+        versions = self._versions(file_key)
+        if not versions:
+            return None
+        return self._write(Delete(*self._next(wall_ms), file_key, versions))
+
+    def hold(self, put: Dot, wall_ms: int, *, recovered: bool = False) -> Hold | None:
+        """Declare that this peer's disk has all chunks of a put, synced and verified.
+
+        None when the put is no longer live, or was declared before.
+        """
+        if self.store.put_at(put) is None or self.my_holds_of(put):
+            return None
+        return self._write(Hold(*self._next(wall_ms), put, recovered))
+
+    def drop(self, holds: Iterable[Hold], wall_ms: int) -> Drop | None:
+        """Take back holds of this peer; None when none of them is live."""
+        dots = tuple(hold.dot for hold in holds if self.store.hold_at(hold.dot) is not None)
+        if not dots:
+            return None
+        return self._write(Drop(*self._next(wall_ms), dots))
+
+    def drop_all(self, wall_ms: int) -> Drop | None:
+        """Take back every hold this peer ever wrote, as far as it has heard: its disk has none of them."""
+        last = {hold.dot.origin: hold.dot for hold in self.store.holds_by(self.me)}
+        if not last:
+            return None
+        return self._write(Drop(*self._next(wall_ms), (), tuple(sorted(last.values()))))
+
+    def drop_unbacked(self, is_backed: Callable[[Dot], bool], wall_ms: int) -> Drop | None:
+        """Take back what this peer is said to hold and its disk does not back; `is_backed` is asked with put dots."""
+        return self.drop([hold for hold in self.store.holds_by(self.me) if not is_backed(hold.put)], wall_ms)
+
+    def my_holds_of(self, put: Dot) -> list[Hold]:
+        """The live holds of this peer on a put; more than one when a life of its own was forgotten and remembered."""
+        return [hold for hold in self.store.holds_of(put) if hold.holder == self.me]
+
+    def _versions(self, file_key: str) -> tuple[Dot, ...]:
+        return tuple(sorted(put.dot for put in self.store.puts_of(file_key)))
+
+    def _next(self, wall_ms: int) -> tuple[Dot, Stamp]:
+        return Dot(self.origin, self.store.seen(self.origin) + 1), self.clock.tick(wall_ms)
+
+    def _write(self, op: OwnOp) -> OwnOp:
+        verdict = catalog.apply(self.store, op)
+        assert verdict is Verdict.APPLIED, f"{self.me} wrote {op} and could not apply it: {verdict}"
+        return op
+
+    # --- epochs ---
+
+    def leave_epoch(self) -> None:
+        """Write under a new origin from now on: it is no longer certain which of our dots are taken."""
+        self.origin = self._draw_origin()
+        self._confirmed = 0
+        self.epochs_left += 1
+
+    def _draw_origin(self) -> Origin:
+        return Origin(self.me, self._chance.getrandbits(EPOCH_BITS))
+
+    def meet(self, their_vv: VersionVector, wall_ms: int) -> None:
+        """Compare another peer's version vector with what this peer wrote, before anything else it says is heard.
+
+        One that has heard more from our present epoch than we remember to have written shows that this process is an
+        older image of itself, resumed: its dots may be taken by ops it forgot. Otherwise what that peer has heard of
+        our log is known to be ours.
+        """
+        theirs = their_vv.get(self.origin, 0)
+        if theirs > self.store.seen(self.origin):
+            self._reissue(wall_ms)
+        else:
+            self._confirmed = max(self._confirmed, theirs)
+
+    def _reissue(self, wall_ms: int) -> None:
+        """Leave an epoch whose dots may be taken twice, and write again what no peer has confirmed.
+
+        The dots in question are given back (their log comes from the others), so that each names one op everywhere.
+        """
+        disputed_origin = self.origin
+        kept = max(self._confirmed, self.store.floors().get(disputed_origin, 0))
+        disputed = self.store.rewind(disputed_origin, kept)
+        for op in disputed:
+            if isinstance(op, Put):
+                catalog.end_if_live(self.store, self.store.put_at(op.dot))
+            elif isinstance(op, Hold):
+                catalog.end_if_live(self.store, self.store.hold_at(op.dot))
+        self.leave_epoch()
+        renamed: dict[Dot, Dot] = {}
+        for op in disputed:
+            self._write_again(op, renamed, Dot(disputed_origin, kept), wall_ms)
+
+    def _write_again(self, op: Op, renamed: dict[Dot, Dot], kept: Dot, wall_ms: int) -> None:
+        """Dots given back moments ago name nothing here any more: what referred to them refers to their new names."""
+
+        def now(dots: tuple[Dot, ...]) -> tuple[Dot, ...]:
+            return tuple(renamed.get(dot, dot) for dot in dots)
+
+        dot, stamp = self._next(wall_ms)
+        match op:
+            case Put():
+                self._write(replace(op, dot=dot, stamp=stamp, supersedes=now(op.supersedes)))
+            case Delete():
+                self._write(replace(op, dot=dot, stamp=stamp, supersedes=now(op.supersedes)))
+            case Hold():
+                self._write(replace(op, dot=dot, stamp=stamp, put=renamed.get(op.put, op.put)))
+            case Drop():
+                still = (kept,) if kept.seq and any(end in renamed for end in op.up_to) else ()
+                self._write(Drop(dot, stamp, now(op.supersedes), still + now(op.up_to)))
+        renamed[op.dot] = dot
+
+    # --- exchanging logs ---
+
+    def hear(self, their_vv: VersionVector, ops: Iterable[Op], wall_ms: int) -> Heard:
+        """Apply what a peer with this version vector sent, in its order, up to the first op whose time has not come."""
+        self.meet(their_vv, wall_ms)
+        heard = Heard()
+        for op in ops:
+            verdict = catalog.apply(self.store, op)
+            if verdict is Verdict.TOO_EARLY:
+                heard.too_early = True
+                break
+            if verdict is Verdict.APPLIED:
+                heard.applied += 1
+                self.clock.observe(op.stamp, wall_ms)
+                self._note_own(op, heard)
+        return heard
+
+    def _note_own(self, op: Op, heard: Heard) -> None:
+        if op.dot.origin.node_id != self.me:
+            return
+        if isinstance(op, Hold) and self.store.hold_at(op.dot) is not None:
+            heard.my_holds.append(op)
+        elif isinstance(op, Drop):
+            heard.my_drops += 1
+
+    def suffix(self, their_vv: VersionVector, bytes_max: int) -> Suffix | None:
+        """What a peer with this version vector lacks of our logs, at most about `bytes_max` of it, and one op at least.
+
+        None when part of that is below a floor: only the whole state can help. The order is that of arrival here, so
+        that every op follows those it builds on, wherever the suffix is cut.
+        """
+        if not covers_all(their_vv, self.store.floors()):
+            return None
+        taken: list[bytes] = []
+        size = 0
+        for op in self.store.log_after(their_vv):
+            raw = encode_op(op)
+            if taken and size + len(raw) > bytes_max:
+                return Suffix(tuple(taken), more=True)
+            taken.append(raw)
+            size += len(raw)
+        return Suffix(tuple(taken), more=False)
+
+    def truncate(self, cut: VersionVector) -> None:
+        """Forget the logs up to `cut`, as far as they were applied here."""
+        floors = self.store.floors()
+        for origin, seq in sorted(cut.items()):
+            floor = min(seq, self.store.seen(origin))
+            if floor > floors.get(origin, 0):
+                self.store.raise_floor(origin, floor)
+
+    # --- exchanging whole states ---
+
+    def snapshot(self) -> Snapshot:
+        """The whole live state with its version vector, taken at one moment."""
+        return Snapshot(self.store.version_vector(), tuple(self.store.live()))
+
+    def merge_staged(self, their_vv: VersionVector, wall_ms: int) -> None:
+        """Take over the staged state of another peer, complete and as of `their_vv`."""
+        self.meet(their_vv, wall_ms)
+        for op in self.store.staged():
+            self.clock.observe(op.stamp, wall_ms)
+        catalog.merge_staged(self.store, their_vv)
+
+    def disagrees(self, their_vv: VersionVector, their_sum: int) -> bool:
+        """Equal version vectors and unequal states: somebody's rows are damaged, and nothing may be removed for it."""
+        return self.store.state_sum() != their_sum and self.store.version_vector() == their_vv
+
+    def repair_from_staged(self) -> int:
+        """After a disagreement: bring the sum in line with the rows, and add what the other has.
+
+        Returns how many dots came back to life.
+        """
+        self.store.set_state_sum(catalog.sum_of_rows(self.store))
+        return catalog.unite_staged(self.store)
+
+    def root(self) -> bytes:
+        """32 bytes to compare with another peer's; equal when there is nothing to exchange."""
+        return root_of(self.store.version_vector(), self.store.state_sum())
+
+
+def live_manifests(ops: Iterable[LiveOp]) -> Iterator[Manifest]:
+    """The manifests among live ops, for listings and tests."""
+    return (op.manifest for op in ops if isinstance(op, Put))

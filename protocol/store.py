@@ -1,0 +1,201 @@
+"""What the rules need of the place that keeps a peer's log and catalog, and a plain one in memory.
+
+Every method is one step of the caller's transaction: the caller commits all of them together or none. `peer/` keeps
+the same thing in SQLite; both pass the same contract tests.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from protocol.identity import Dot, NodeId, Origin, VersionVector
+from protocol.ops import Hold, LiveOp, Op, Put
+
+
+class Store(Protocol):
+    """A log of ops in order of arrival, a version vector, floors, and the set of live dots."""
+
+    def version_vector(self) -> VersionVector:
+        """For each origin the seq up to which it was applied; a copy."""
+
+    def seen(self, origin: Origin) -> int:
+        """This origin's entry of the version vector."""
+
+    def advance(self, origin: Origin, seq: int) -> None:
+        """Set this origin's entry of the version vector."""
+
+    def floors(self) -> VersionVector:
+        """For each origin the seq up to which its log is no longer kept; a copy."""
+
+    def raise_floor(self, origin: Origin, seq: int) -> None:
+        """Forget this origin's log up to `seq`."""
+
+    def append(self, op: Op) -> None:
+        """Add to the log, behind everything that arrived before."""
+
+    def log_after(self, vv: VersionVector) -> Iterator[Op]:
+        """The logged ops `vv` does not cover, in order of arrival."""
+
+    def rewind(self, origin: Origin, seq: int) -> list[Op]:
+        """Take this origin's ops behind `seq` out of the log and the version vector; they are returned in order."""
+
+    def put_at(self, dot: Dot) -> Put | None:
+        """The live put of this dot."""
+
+    def hold_at(self, dot: Dot) -> Hold | None:
+        """The live hold of this dot."""
+
+    def puts_of(self, file_key: str) -> list[Put]:
+        """The live puts of a key, the one to show last."""
+
+    def holds_of(self, put: Dot) -> list[Hold]:
+        """The live holds of a put, by dot."""
+
+    def holds_from(self, origin: Origin, up_to: int) -> list[Hold]:
+        """The live holds this origin wrote, up to a seq."""
+
+    def holds_by(self, node_id: NodeId) -> list[Hold]:
+        """The live holds all origins of one peer wrote."""
+
+    def live(self) -> Iterator[LiveOp]:
+        """Every live op, puts before holds; ops may be removed while it runs."""
+
+    def add(self, op: LiveOp) -> None:
+        """Make an op's dot live."""
+
+    def remove(self, op: LiveOp) -> None:
+        """End an op's dot."""
+
+    def state_sum(self) -> int:
+        """The stored sum over the digests of all live ops, modulo 2^128."""
+
+    def set_state_sum(self, state_sum: int) -> None:
+        """Store that sum."""
+
+    def stage(self, ops: Iterable[LiveOp]) -> None:
+        """Put another peer's live ops aside, for a merge."""
+
+    def is_staged(self, dot: Dot) -> bool:
+        """Whether that peer's live ops have this dot."""
+
+    def staged(self) -> Iterator[LiveOp]:
+        """What was put aside, puts before holds."""
+
+    def clear_stage(self) -> None:
+        """Forget what was put aside."""
+
+
+def show_order(put: Put) -> tuple[int, Dot]:
+    """Of concurrent puts of a key the greatest is shown; every peer orders them alike."""
+    return put.stamp, put.dot
+
+
+class MemoryStore:
+    """A Store of plain dicts, for tests and for simulations of the rules alone."""
+
+    def __init__(self) -> None:
+        self._seen: VersionVector = {}
+        self._floors: VersionVector = {}
+        self._log: list[Op] = []
+        self._puts: dict[Dot, Put] = {}
+        self._keys: dict[str, list[tuple[tuple[int, Dot], Put]]] = {}
+        self._holds: dict[Dot, Hold] = {}
+        self._holds_of: dict[Dot, dict[Dot, Hold]] = {}
+        self._sum = 0
+        self._staged: dict[Dot, LiveOp] = {}
+
+    def version_vector(self) -> VersionVector:
+        return dict(self._seen)
+
+    def seen(self, origin: Origin) -> int:
+        return self._seen.get(origin, 0)
+
+    def advance(self, origin: Origin, seq: int) -> None:
+        self._seen[origin] = seq
+
+    def floors(self) -> VersionVector:
+        return dict(self._floors)
+
+    def raise_floor(self, origin: Origin, seq: int) -> None:
+        self._floors[origin] = seq
+        self._log = [op for op in self._log if op.dot.origin != origin or op.dot.seq > seq]
+
+    def append(self, op: Op) -> None:
+        self._log.append(op)
+
+    def log_after(self, vv: VersionVector) -> Iterator[Op]:
+        return (op for op in list(self._log) if op.dot.seq > vv.get(op.dot.origin, 0))
+
+    def rewind(self, origin: Origin, seq: int) -> list[Op]:
+        taken = [op for op in self._log if op.dot.origin == origin and op.dot.seq > seq]
+        self._log = [op for op in self._log if op.dot.origin != origin or op.dot.seq <= seq]
+        self._seen[origin] = seq
+        if not seq:
+            del self._seen[origin]
+        return taken
+
+    def put_at(self, dot: Dot) -> Put | None:
+        return self._puts.get(dot)
+
+    def hold_at(self, dot: Dot) -> Hold | None:
+        return self._holds.get(dot)
+
+    def puts_of(self, file_key: str) -> list[Put]:
+        return [put for _, put in self._keys.get(file_key, [])]
+
+    def holds_of(self, put: Dot) -> list[Hold]:
+        return [hold for _, hold in sorted(self._holds_of.get(put, {}).items())]
+
+    def holds_from(self, origin: Origin, up_to: int) -> list[Hold]:
+        return [hold for dot, hold in sorted(self._holds.items()) if dot.origin == origin and dot.seq <= up_to]
+
+    def holds_by(self, node_id: NodeId) -> list[Hold]:
+        return [hold for _, hold in sorted(self._holds.items()) if hold.holder == node_id]
+
+    def live(self) -> Iterator[LiveOp]:
+        yield from [put for _, put in sorted(self._puts.items())]
+        yield from [hold for _, hold in sorted(self._holds.items())]
+
+    def add(self, op: LiveOp) -> None:
+        if isinstance(op, Put):
+            self._puts[op.dot] = op
+            insort(self._keys.setdefault(op.manifest.file_key, []), (show_order(op), op))
+        else:
+            self._holds[op.dot] = op
+            self._holds_of.setdefault(op.put, {})[op.dot] = op
+
+    def remove(self, op: LiveOp) -> None:
+        if isinstance(op, Put):
+            del self._puts[op.dot]
+            versions = self._keys[op.manifest.file_key]
+            versions.remove((show_order(op), op))
+            if not versions:
+                del self._keys[op.manifest.file_key]
+        else:
+            del self._holds[op.dot]
+            holds = self._holds_of[op.put]
+            del holds[op.dot]
+            if not holds:
+                del self._holds_of[op.put]
+
+    def state_sum(self) -> int:
+        return self._sum
+
+    def set_state_sum(self, state_sum: int) -> None:
+        self._sum = state_sum
+
+    def stage(self, ops: Iterable[LiveOp]) -> None:
+        self._staged.update((op.dot, op) for op in ops)
+
+    def is_staged(self, dot: Dot) -> bool:
+        return dot in self._staged
+
+    def staged(self) -> Iterator[LiveOp]:
+        ops = [op for _, op in sorted(self._staged.items())]
+        yield from (op for op in ops if isinstance(op, Put))
+        yield from (op for op in ops if isinstance(op, Hold))
+
+    def clear_stage(self) -> None:
+        self._staged.clear()
