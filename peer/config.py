@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ class Config:
     down_after_s: float = 3.0
     """A peer that answers no probe for this long is taken for down."""
     target_timeout_s: float = 1.0
-    """An upload's target that makes no progress for this long counts as failed; so does a peer asked before a delete."""
+    """An upload's target, or a peer asked before a delete, that makes no progress for this long counts as failed."""
     shutdown_grace_s: float = 10.0
     """Requests that run when a peer is told to stop may finish for this long."""
     inline_bytes_max: int = 32 * 1024
@@ -71,4 +71,4 @@ class Config:
     chunk_bytes_max: int = 8 * 1024 * 1024
     file_bytes_max: int = 1 << 40
     log_level: str = "info"
-    hostname: str = field(default="localhost")
+    hostname: str = "localhost"

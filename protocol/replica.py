@@ -6,7 +6,7 @@ committed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeVar
@@ -225,15 +225,7 @@ class Replica:
         """
         if not covers_all(their_vv, self.store.floors()):
             return None
-        taken: list[bytes] = []
-        size = 0
-        for op in self.store.log_after(their_vv):
-            raw = encode_op(op)
-            if taken and size + len(raw) > bytes_max:
-                return Suffix(tuple(taken), more=True)
-            taken.append(raw)
-            size += len(raw)
-        return Suffix(tuple(taken), more=False)
+        return cut_suffix(map(encode_op, self.store.log_after(their_vv)), bytes_max)
 
     def truncate(self, cut: VersionVector) -> None:
         """Forget the logs up to `cut`, as far as they were applied here."""
@@ -273,6 +265,13 @@ class Replica:
         return root_of(self.store.version_vector(), self.store.state_sum())
 
 
-def live_manifests(ops: Iterable[LiveOp]) -> Iterator[Manifest]:
-    """The manifests among live ops, for listings and tests."""
-    return (op.manifest for op in ops if isinstance(op, Put))
+def cut_suffix(ops: Iterable[bytes], bytes_max: int) -> Suffix:
+    """The first of these encoded ops, at most about `bytes_max` of them, and one at least."""
+    taken: list[bytes] = []
+    size = 0
+    for raw in ops:
+        if taken and size + len(raw) > bytes_max:
+            return Suffix(tuple(taken), more=True)
+        taken.append(raw)
+        size += len(raw)
+    return Suffix(tuple(taken), more=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -16,23 +16,21 @@ CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class AddressType(click.ParamType):
-    """`HOST:PORT` on the command line."""
+def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Address | None:
+    try:
+        return None if value is None else Address.parse(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
 
-    name = "HOST:PORT"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        """Read the address, or end with the sentence of ConfigError."""
-        try:
-            return value if isinstance(value, Address) else Address.parse(str(value))
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
+def _addresses(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Address, ...]:
+    return tuple(address for value in values if (address := _address(ctx, param, value)) is not None)
 
 
 def _node_id(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     if not NODE_ID.fullmatch(value):
         raise click.BadParameter(
-            f"{value!r} is no node id; it begins with a letter or digit and has at most 64 letters, digits, '.', '_', '-'"
+            f"{value!r} is no node id; write up to 64 letters, digits, '.', '_' or '-', a letter or digit first"
         )
     return value
 
@@ -43,11 +41,27 @@ def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None)
     return value and value.lower()
 
 
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"{value} is no number of seconds; it is above 0 and finite")
+    return value
+
+
 @click.command()
 @click.option("--id", "node_id", metavar="NAME", required=True, callback=_node_id, help="The peer's name, as node-2.")
-@click.option("--listen", type=AddressType(), required=True, help="The peer's own address, as 127.0.0.1:8002.")
-@click.option("--facade", type=AddressType(), help="The address that all peers of this machine share.")
-@click.option("--join", type=AddressType(), multiple=True, help="A peer of the cluster to join; may be repeated.")
+@click.option(
+    "--listen", metavar="HOST:PORT", callback=_address, required=True, help="The peer's own address, as 127.0.0.1:8002."
+)
+@click.option(
+    "--facade", metavar="HOST:PORT", callback=_address, help="The address that all peers of this machine share."
+)
+@click.option(
+    "--join",
+    metavar="HOST:PORT",
+    callback=_addresses,
+    multiple=True,
+    help="A peer of the cluster to join; may be repeated.",
+)
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
@@ -57,7 +71,8 @@ def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of an uploaded file.")
 @click.option(
     "--heal-interval",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
+    callback=_seconds,
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -99,7 +114,7 @@ def serve(
 
 def _run(config: Config) -> int:
     from peer.env import StartError, StoreError
-    from peer.node import run_peer
+    from peer.run import run_peer
 
     try:
         return run_peer(config)

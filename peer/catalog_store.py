@@ -1,0 +1,490 @@
+"""A peer's log and catalog in SQLite: the `protocol.store.Store` of production.
+
+Everything here runs on the writer connection, inside its transaction. Version vector, floors and sum are kept in
+memory too and written when the transaction is about to commit (`flush`); after a rollback they are read again
+(`reload`). What follows from the live ops is kept up to date as they change: which version is shown, which targets
+lack it, and which chunks on this disk are still needed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from protocol.codec import decode_op, encode_op
+from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector, ms_of_stamp
+from protocol.ops import Chunk, Hold, LiveOp, Manifest, Op, Put
+from protocol.placement import item_id, partition_of
+from protocol.store import show_order
+
+PAGE_ROWS = 500
+COMPLETED_SHOWN_MS = 24 * 3600 * 1000
+
+Targets = Callable[[int, int], Sequence[NodeId]]
+"""Of a partition and a number of copies, the peers that should hold its files."""
+
+
+def no_targets(partition: int, copies: int) -> Sequence[NodeId]:
+    """The targets in a world without members: none."""
+    return ()
+
+
+@dataclass(slots=True)
+class _OriginRow:
+    id: int
+    seen: int
+    floor: int
+
+
+_PUT_COLUMNS = (
+    "nodes.node_id, origins.epoch, puts.seq, puts.stamp, puts.file_key, puts.filename, puts.size_bytes, puts.sha256, "
+    "puts.content_type, puts.uploaded_at_ms, puts.copies, puts.chunks"
+)
+_PUTS = (
+    f"SELECT {_PUT_COLUMNS}, puts.id FROM puts "
+    "JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node "
+)
+_HOLDS = (
+    "SELECT hn.node_id, ho.epoch, holds.seq, holds.stamp, nodes.node_id, origins.epoch, puts.seq, holds.recovered "
+    "FROM holds JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node "
+    "JOIN puts ON puts.id = holds.put JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node "
+)
+
+
+def pack_chunks(chunks: Sequence[Chunk] | None) -> bytes | None:
+    """A manifest's chunks as they stand in `puts.chunks`."""
+    if chunks is None:
+        return None
+    packed = msgpack.packb([field for chunk in chunks for field in chunk])
+    return bytes(packed)
+
+
+def unpack_chunks(packed: bytes | None) -> tuple[Chunk, ...] | None:
+    """What `pack_chunks` packed."""
+    if packed is None:
+        return None
+    flat = msgpack.unpackb(packed)
+    return tuple(Chunk(flat[i], flat[i + 1]) for i in range(0, len(flat), 2))
+
+
+def put_of_row(row: Sequence[Any]) -> Put:
+    """The put in a row of `_PUT_COLUMNS`."""
+    return Put(
+        Dot(Origin(NodeId(row[0]), row[1]), row[2]),
+        Stamp(row[3]),
+        Manifest(
+            file_key=row[4],
+            filename=row[5],
+            size_bytes=row[6],
+            sha256=row[7],
+            content_type=row[8],
+            uploaded_at_ms=row[9],
+            copies=row[10],
+            chunks=unpack_chunks(row[11]),
+        ),
+    )
+
+
+def select_puts(connection: sqlite3.Connection, condition: str, *values: object) -> Iterator[tuple[int, Put]]:
+    """Row ids and live puts that fulfil an SQL condition, which may go on to order and limit them."""
+    for row in connection.execute(_PUTS + condition, values):
+        yield row[12], put_of_row(row)
+
+
+def _hold_of_row(row: Sequence[Any]) -> Hold:
+    dot = Dot(Origin(NodeId(row[0]), row[1]), row[2])
+    return Hold(dot, Stamp(row[3]), Dot(Origin(NodeId(row[4]), row[5]), row[6]), bool(row[7]))
+
+
+class SqliteStore:
+    """See `protocol.store.Store` for what each of its methods promises."""
+
+    def __init__(self, connection: sqlite3.Connection, targets: Targets = no_targets) -> None:
+        self.connection = connection
+        self.targets = targets
+        self.unused_files: list[str] = []
+        """Chunk files whose rows this transaction removed; they may go once it is committed."""
+        self.reload()
+
+    # --- what is kept in memory too ---
+
+    def reload(self) -> None:
+        """Forget what the transaction changed in memory: it was rolled back."""
+        execute = self.connection.execute
+        self._nodes: dict[NodeId, int] = {
+            NodeId(name): row_id for row_id, name in execute("SELECT id, node_id FROM nodes ORDER BY id")
+        }
+        names = {row_id: name for name, row_id in self._nodes.items()}
+        self._origins = {
+            Origin(names[node], epoch): _OriginRow(row_id, seen, floor)
+            for row_id, node, epoch, seen, floor in execute(
+                "SELECT id, node, epoch, seen, floor FROM origins ORDER BY id"
+            )
+        }
+        self._changed: dict[Origin, None] = {}
+        found = execute("SELECT value FROM meta WHERE key = 'state_sum'").fetchone()
+        self._sum = self._stored_sum = int(found[0], 16) if found else 0
+        self.unused_files.clear()
+
+    def flush(self) -> None:
+        """Write what is so far only in memory; called before every commit."""
+        for origin in self._changed:
+            row = self._origins[origin]
+            self.connection.execute(
+                "UPDATE origins SET seen = ?, floor = ? WHERE id = ?", (row.seen, row.floor, row.id)
+            )
+        self._changed.clear()
+        if self._sum != self._stored_sum:
+            self.connection.execute("REPLACE INTO meta VALUES ('state_sum', ?)", (f"{self._sum:032x}",))
+            self._stored_sum = self._sum
+
+    def node_row(self, node_id: NodeId) -> int:
+        """The row id of a node, which is made when there is none: nothing may be refused for its want."""
+        found = self._nodes.get(node_id)
+        if found is None:
+            cursor = self.connection.execute("INSERT INTO nodes (node_id) VALUES (?)", (node_id,))
+            found = self._nodes[node_id] = _row_id(cursor)
+        return found
+
+    def _origin_row(self, origin: Origin) -> _OriginRow:
+        found = self._origins.get(origin)
+        if found is None:
+            cursor = self.connection.execute(
+                "INSERT INTO origins (node, epoch, seen, floor) VALUES (?, ?, 0, 0)",
+                (self.node_row(origin.node_id), origin.epoch),
+            )
+            found = self._origins[origin] = _OriginRow(_row_id(cursor), 0, 0)
+        return found
+
+    # --- log ---
+
+    def version_vector(self) -> VersionVector:
+        return {origin: row.seen for origin, row in self._origins.items() if row.seen}
+
+    def seen(self, origin: Origin) -> int:
+        row = self._origins.get(origin)
+        return row.seen if row else 0
+
+    def advance(self, origin: Origin, seq: int) -> None:
+        self._origin_row(origin).seen = seq
+        self._changed[origin] = None
+
+    def floors(self) -> VersionVector:
+        return {origin: row.floor for origin, row in self._origins.items() if row.floor}
+
+    def raise_floor(self, origin: Origin, seq: int) -> None:
+        row = self._origin_row(origin)
+        row.floor = seq
+        self._changed[origin] = None
+        self.connection.execute("DELETE FROM log WHERE origin = ? AND seq <= ?", (row.id, seq))
+
+    def append(self, op: Op) -> None:
+        row = self._origin_row(op.dot.origin)
+        self.connection.execute(
+            "INSERT INTO log (origin, seq, op) VALUES (?, ?, ?)", (row.id, op.dot.seq, encode_op(op))
+        )
+
+    def log_after(self, vv: VersionVector) -> Iterator[Op]:
+        return map(decode_op, raw_log_after(self.connection, vv))
+
+    def rewind(self, origin: Origin, seq: int) -> list[Op]:
+        row = self._origin_row(origin)
+        taken = self.connection.execute(
+            "SELECT op FROM log WHERE origin = ? AND seq > ? ORDER BY seq", (row.id, seq)
+        ).fetchall()
+        self.connection.execute("DELETE FROM log WHERE origin = ? AND seq > ?", (row.id, seq))
+        self.advance(origin, seq)
+        return [decode_op(raw) for (raw,) in taken]
+
+    # --- live ops ---
+
+    def put_at(self, dot: Dot) -> Put | None:
+        found = self.put_row(dot)
+        return found[1] if found else None
+
+    def put_row(self, dot: Dot) -> tuple[int, Put] | None:
+        """Row id and put of a live dot."""
+        origin = self._origins.get(dot.origin)
+        if origin is None:
+            return None
+        return next(select_puts(self.connection, "WHERE puts.origin = ? AND puts.seq = ?", origin.id, dot.seq), None)
+
+    def hold_at(self, dot: Dot) -> Hold | None:
+        return next(self._holds("WHERE holds.origin = ? AND holds.seq = ?", *self._key(dot)), None)
+
+    def puts_of(self, file_key: str) -> list[Put]:
+        found = (put for _, put in select_puts(self.connection, "WHERE puts.file_key = ?", file_key))
+        return sorted(found, key=show_order)
+
+    def puts_with(self, sha256: bytes) -> list[Put]:
+        """The live puts of this content that name its chunks."""
+        condition = "WHERE puts.sha256 = ? AND puts.chunks IS NOT NULL ORDER BY puts.id"
+        return [put for _, put in select_puts(self.connection, condition, sha256)]
+
+    def holds_of(self, put: Dot) -> list[Hold]:
+        found = self._holds("WHERE puts.origin = ? AND puts.seq = ?", *self._key(put))
+        return sorted(found, key=lambda hold: hold.dot)
+
+    def holds_from(self, origin: Origin, up_to: int) -> list[Hold]:
+        row, seq = self._key(Dot(origin, up_to))
+        return list(self._holds("WHERE holds.origin = ? AND holds.seq <= ? ORDER BY holds.seq", row, seq))
+
+    def holds_by(self, node_id: NodeId) -> list[Hold]:
+        return list(self._holds("WHERE hn.node_id = ? ORDER BY ho.epoch, holds.seq", node_id))
+
+    def _holds(self, condition: str, *values: object) -> Iterator[Hold]:
+        return map(_hold_of_row, self.connection.execute(_HOLDS + condition, values))
+
+    def _key(self, dot: Dot) -> tuple[int, int]:
+        """A dot as the tables have it; an unknown origin has a row id that none has."""
+        origin = self._origins.get(dot.origin)
+        return (origin.id if origin else -1), dot.seq
+
+    def live(self) -> Iterator[LiveOp]:
+        return live_ops(self.connection)
+
+    def add(self, op: LiveOp) -> None:
+        if isinstance(op, Put):
+            self._add_put(op)
+        else:
+            self._add_hold(op)
+
+    def _add_put(self, put: Put) -> None:
+        manifest = put.manifest
+        shown = self._shown_version(manifest.file_key)
+        is_shown = shown is None or show_order(put) > show_order(shown[1])
+        if shown is not None and is_shown:
+            self.connection.execute("UPDATE puts SET shown = 0 WHERE id = ?", (shown[0],))
+        partition = partition_of(manifest.file_key)
+        cursor = self.connection.execute(
+            "INSERT INTO puts (origin, seq, stamp, file_key, partition, filename, size_bytes, sha256, content_type,"
+            " uploaded_at_ms, copies, chunks, shown) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._origin_row(put.dot.origin).id,
+                put.dot.seq,
+                put.stamp,
+                manifest.file_key,
+                partition,
+                manifest.filename,
+                manifest.size_bytes,
+                manifest.sha256,
+                manifest.content_type,
+                manifest.uploaded_at_ms,
+                manifest.copies,
+                pack_chunks(manifest.chunks),
+                is_shown,
+            ),
+        )
+        self._queue_deficits(_row_id(cursor), put, self.targets(partition, manifest.copies))
+
+    def _shown_version(self, file_key: str) -> tuple[int, Put] | None:
+        return next(select_puts(self.connection, "WHERE puts.file_key = ? AND puts.shown", file_key), None)
+
+    def _queue_deficits(self, put_row: int, put: Put, targets: Iterable[NodeId]) -> None:
+        self.connection.executemany(
+            "REPLACE INTO queue (id, put, target, status) VALUES (?, ?, ?, 'PENDING')",
+            [(item_id(put.dot, target), put_row, self.node_row(target)) for target in targets],
+        )
+
+    def requeue(self, put_row: int, put: Put) -> None:
+        """Make the queue say which targets lack this put, after its targets have changed."""
+        self.connection.execute("DELETE FROM queue WHERE put = ? AND status = 'PENDING'", (put_row,))
+        holders = {hold.holder for hold in self.holds_of(put.dot)}
+        targets = self.targets(partition_of(put.manifest.file_key), put.manifest.copies)
+        self._queue_deficits(put_row, put, [target for target in targets if target not in holders])
+
+    def _add_hold(self, hold: Hold) -> None:
+        origin, seq = self._key(hold.put)
+        (put_row,) = self.connection.execute(
+            "SELECT id FROM puts WHERE origin = ? AND seq = ?", (origin, seq)
+        ).fetchone()
+        self.connection.execute(
+            "INSERT INTO holds VALUES (?, ?, ?, ?, ?)",
+            (self._origin_row(hold.dot.origin).id, hold.dot.seq, put_row, hold.stamp, hold.recovered),
+        )
+        item = item_id(hold.put, hold.holder)
+        if hold.recovered:
+            self.connection.execute(
+                "REPLACE INTO queue VALUES (?, ?, ?, 'COMPLETED', ?)",
+                (item, put_row, self.node_row(hold.holder), ms_of_stamp(hold.stamp)),
+            )
+        else:
+            self.connection.execute("DELETE FROM queue WHERE id = ?", (item,))
+
+    def remove(self, op: LiveOp) -> None:
+        if isinstance(op, Put):
+            self._remove_put(op)
+        else:
+            self.connection.execute("DELETE FROM holds WHERE origin = ? AND seq = ?", self._key(op.dot))
+            self._queue_again(op)
+
+    def _queue_again(self, hold: Hold) -> None:
+        """A target whose last hold of a put has ended lacks it again."""
+        found = self.put_row(hold.put)
+        if found is None or any(other.holder == hold.holder for other in self.holds_of(hold.put)):
+            return
+        put_row, put = found
+        targets = self.targets(partition_of(put.manifest.file_key), put.manifest.copies)
+        self.connection.execute("DELETE FROM queue WHERE id = ?", (item_id(put.dot, hold.holder),))
+        self._queue_deficits(put_row, put, [target for target in targets if target == hold.holder])
+
+    def _remove_put(self, put: Put) -> None:
+        origin, seq = self._key(put.dot)
+        row_id, was_shown, held = self.connection.execute(
+            "SELECT id, shown, held FROM puts WHERE origin = ? AND seq = ?", (origin, seq)
+        ).fetchone()
+        if held:
+            self.release(row_id, put.manifest.chunks or ())
+        self.connection.execute("DELETE FROM puts WHERE id = ?", (row_id,))
+        remaining = self.puts_of(put.manifest.file_key) if was_shown else []
+        if remaining:
+            origin, seq = self._key(remaining[-1].dot)
+            self.connection.execute("UPDATE puts SET shown = 1 WHERE origin = ? AND seq = ?", (origin, seq))
+
+    # --- sums and staging ---
+
+    def state_sum(self) -> int:
+        return self._sum
+
+    def set_state_sum(self, state_sum: int) -> None:
+        self._sum = state_sum
+
+    def stage(self, ops: Iterable[LiveOp]) -> None:
+        self.connection.executemany(
+            "REPLACE INTO staged VALUES (?, ?, ?, ?, ?)",
+            [(*op.dot.origin, op.dot.seq, isinstance(op, Hold), encode_op(op)) for op in ops],
+        )
+
+    def is_staged(self, dot: Dot) -> bool:
+        (found,) = self.connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM staged WHERE is_hold IN (0, 1) AND node_id = ? AND epoch = ? AND seq = ?)",
+            (*dot.origin, dot.seq),
+        ).fetchone()
+        return bool(found)
+
+    def staged(self) -> Iterator[LiveOp]:
+        last: tuple[object, ...] = (-1, "", 0, 0)
+        while True:
+            rows = self.connection.execute(
+                "SELECT is_hold, node_id, epoch, seq, op FROM staged"
+                " WHERE (is_hold, node_id, epoch, seq) > (?, ?, ?, ?) ORDER BY is_hold, node_id, epoch, seq LIMIT ?",
+                (*last, PAGE_ROWS),
+            ).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                op = decode_op(row[4])
+                assert isinstance(op, Put | Hold), "only live ops are ever staged"
+                yield op
+            last = tuple(rows[-1][:4])
+
+    def clear_stage(self) -> None:
+        self.connection.execute("DELETE FROM staged")
+
+    # --- content on this disk ---
+
+    def mark_held(self, put_row: int, chunks: Sequence[Chunk]) -> None:
+        """This disk has the content of a put: its chunks, whose rows are there, are needed once more."""
+        changed = self.connection.execute("UPDATE puts SET held = 1 WHERE id = ? AND NOT held", (put_row,)).rowcount
+        if changed:
+            self.connection.executemany(
+                "UPDATE chunks SET refs = refs + 1 WHERE hash = ?", [(name,) for name in _distinct(chunks)]
+            )
+
+    def release(self, put_row: int, chunks: Sequence[Chunk]) -> None:
+        """This disk need not keep the content of a put any more; chunks nothing else needs go.
+
+        No reader or writer can be in the way: a file's name is never used again, and whoever has it open keeps it.
+        """
+        changed = self.connection.execute("UPDATE puts SET held = 0 WHERE id = ? AND held", (put_row,)).rowcount
+        if not changed:
+            return
+        for name in _distinct(chunks):
+            self.connection.execute("UPDATE chunks SET refs = refs - 1 WHERE hash = ?", (name,))
+            gone = self.connection.execute(
+                "DELETE FROM chunks WHERE hash = ? AND refs <= 0 RETURNING serial", (name,)
+            ).fetchone()
+            if gone is not None and gone[0] is not None:
+                self.unused_files.append(chunk_file_name(name, gone[0]))
+
+    def is_held(self, put: Dot) -> bool:
+        """Whether this disk has the content of a put."""
+        row = self.connection.execute("SELECT held FROM puts WHERE origin = ? AND seq = ?", self._key(put)).fetchone()
+        return bool(row and row[0])
+
+
+def live_ops(connection: sqlite3.Connection) -> Iterator[LiveOp]:
+    """Every live op a connection sees, puts before holds, a page at a time: ops may be removed in between."""
+    last_id = 0
+    while True:
+        page = list(select_puts(connection, "WHERE puts.id > ? ORDER BY puts.id LIMIT ?", last_id, PAGE_ROWS))
+        if not page:
+            break
+        yield from (put for _, put in page)
+        last_id = page[-1][0]
+    last = (0, 0)
+    while True:
+        rows = connection.execute(
+            _HOLDS.replace("SELECT ", "SELECT holds.origin, ", 1)
+            + "WHERE (holds.origin, holds.seq) > (?, ?) ORDER BY holds.origin, holds.seq LIMIT ?",
+            (*last, PAGE_ROWS),
+        ).fetchall()
+        if not rows:
+            return
+        yield from (_hold_of_row(row[1:]) for row in rows)
+        last = (rows[-1][0], rows[-1][3])
+
+
+def raw_log_after(connection: sqlite3.Connection, vv: VersionVector) -> Iterator[bytes]:
+    """The encoded ops in the log that `vv` does not cover, in order of arrival, a page at a time."""
+    known = {
+        row_id: vv.get(Origin(NodeId(node_id), epoch), 0)
+        for row_id, node_id, epoch in connection.execute(
+            "SELECT origins.id, node_id, epoch FROM origins JOIN nodes ON nodes.id = origins.node ORDER BY origins.id"
+        )
+    }
+    firsts = [
+        connection.execute(
+            "SELECT arrival FROM log WHERE origin = ? AND seq > ? ORDER BY seq LIMIT 1", (row_id, seq)
+        ).fetchone()
+        for row_id, seq in known.items()
+    ]
+    # Within an origin arrival follows seq, so nothing that is lacking arrived before these.
+    next_arrival = min((first[0] for first in firsts if first), default=None)
+    while next_arrival is not None:
+        rows = connection.execute(
+            "SELECT arrival, origin, seq, op FROM log WHERE arrival >= ? ORDER BY arrival LIMIT ?",
+            (next_arrival, PAGE_ROWS),
+        ).fetchall()
+        yield from (op for _, origin, seq, op in rows if seq > known.get(origin, 0))
+        next_arrival = rows[-1][0] + 1 if rows else None
+
+
+def version_vector_of(connection: sqlite3.Connection) -> VersionVector:
+    """The version vector a connection sees."""
+    return {
+        Origin(NodeId(node_id), epoch): seen
+        for node_id, epoch, seen in connection.execute(
+            "SELECT node_id, epoch, seen FROM origins JOIN nodes ON nodes.id = origins.node WHERE seen > 0"
+            " ORDER BY origins.id"
+        )
+    }
+
+
+def chunk_file_name(name: bytes, serial: int) -> str:
+    """The file of a chunk, relative to the data folder."""
+    return f"chunks/{name[:1].hex()}/{name.hex()}.{serial}"
+
+
+def _distinct(chunks: Sequence[Chunk]) -> list[bytes]:
+    """A file may have one chunk many times; it is needed once."""
+    return list(dict.fromkeys(chunk.hash for chunk in chunks))
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None, "an INSERT has a row id"
+    return cursor.lastrowid

@@ -1,0 +1,203 @@
+"""The peer's database: one writer with group commit, and readers.
+
+Whoever has something to write hands in a step, a synchronous function on the store; all steps that wait are run in
+one transaction, whose one sync of the disk acknowledges them together. SQLite is in WAL mode and syncs at every
+commit; the one writing connection is also the one that checkpoints, for two that do so at once can corrupt a
+database (SQLite before 3.51.3, "WAL-reset").
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import sqlite_utils
+import trio
+
+from peer.catalog_store import SqliteStore, Targets
+from peer.env import Env, NoSpace, StoreError, Work
+from peer.schema import migrate
+from protocol.identity import VersionVector
+
+T = TypeVar("T")
+
+log = logging.getLogger("minidfs.database")
+
+STEPS_WAITING_MAX = 1024
+"""Steps that may wait for the writer; whoever comes later waits to be let in."""
+
+
+@dataclass(slots=True, eq=False)
+class _Step(Generic[T]):
+    run: Callable[[], T]
+    done: trio.Event = field(default_factory=trio.Event)
+    result: T | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the last commit left: all that may be told to others."""
+
+    version_vector: VersionVector
+    floors: VersionVector
+    state_sum: int
+
+
+class Database:
+    """See the module. `on_uncertain` is called when it is unknown whether a commit reached the disk."""
+
+    def __init__(self, env: Env, path: str, targets: Targets) -> None:
+        self._env = env
+        self._file = env.disk.database(path)
+        with translated_errors():
+            writer = self._file.connect_writer()
+            migrate(sqlite_utils.Database(writer))
+            self.store = SqliteStore(writer, targets)
+            self._reader = self._file.connect_reader()
+            self._scanner = self._file.connect_reader()
+        self._writer = writer
+        self._send, self._receive = trio.open_memory_channel[_Step[Any]](STEPS_WAITING_MAX)
+        self._scan_turn = trio.Lock()
+        self.on_uncertain: Callable[[], None] = lambda: None
+        self.on_unused_files: Callable[[list[str]], None] = lambda names: None
+        self._unused_files: list[str] = []
+        self._publish()
+        self.commits = 0
+        self.steps = 0
+
+    # --- writing ---
+
+    async def write(self, step: Callable[[], T]) -> T:
+        """Run `step` in a transaction and return its result once that is on the disk.
+
+        `step` runs on the writer's thread, may run again after a roll-back, and must change nothing but the store (and
+        memory the store or the rules keep). Cancelling does not undo it. Raises NoSpace or StoreError when nothing of
+        it was written, or when that is unknown; and what `step` raises, after rolling it back.
+        """
+        waiting = _Step(step)
+        await self._send.send(waiting)
+        await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.result  # type: ignore[return-value]
+
+    async def run(self) -> None:
+        """The writer: commits whatever waits, until cancelled."""
+        async for first in self._receive:
+            batch = [first]
+            while True:
+                try:
+                    batch.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            with trio.CancelScope(shield=True):
+                await self._env.run_blocking(Work.DATABASE_WRITE, self._commit, batch)
+            self._publish()
+            unused, self._unused_files = self._unused_files, []
+            for step in batch:
+                step.done.set()
+            if unused:
+                self.on_unused_files(unused)
+
+    def write_now(self, step: Callable[[], T]) -> T:
+        """Run one step at once, while no writer runs yet (at start)."""
+        only = _Step(step)
+        self._commit([only])
+        self._publish()
+        if only.error is not None:
+            raise only.error
+        return only.result  # type: ignore[return-value]
+
+    def _publish(self) -> None:
+        self.committed = Committed(self.store.version_vector(), self.store.floors(), self.store.state_sum())
+
+    def _commit(self, batch: list[_Step[Any]]) -> None:
+        """All steps in one transaction; when one of them fails, each in its own."""
+        try:
+            self._transact(batch)
+        except Exception as error:  # noqa: BLE001  (a step's own error: handed to the one who waits for that step)
+            if len(batch) > 1:
+                for step in batch:
+                    self._commit([step])
+            else:
+                batch[0].error = error
+
+    def _transact(self, batch: list[_Step[Any]]) -> None:
+        committing = False
+        try:
+            with translated_errors():
+                self._writer.execute("BEGIN IMMEDIATE")
+                for step in batch:
+                    step.result = step.run()
+                self.store.flush()
+                committing = True
+                self._writer.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            if committing:
+                log.exception("a commit failed and may or may not be on the disk; writing on under a new epoch")
+                self.on_uncertain()
+            raise
+        self._unused_files += self.store.unused_files
+        self.store.unused_files.clear()
+        self.commits += 1
+        self.steps += len(batch)
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+        self.store.reload()
+
+    # --- reading ---
+
+    @property
+    def reader(self) -> sqlite3.Connection:
+        """For look-ups by key on the event loop: microseconds each, so cheaper than handing them to a thread."""
+        return self._reader
+
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a longer reading query on a thread; it sees one moment when it opens a transaction."""
+        async with self._scan_turn:
+            return await self._env.run_blocking(Work.DATABASE_READ, self._read, query)
+
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with translated_errors():
+            return query(self._scanner)
+
+    def pin(self) -> sqlite3.Connection:
+        """A connection that sees this moment until it is closed; may block."""
+        with translated_errors():
+            return self._file.pin()
+
+    def close(self) -> None:
+        """Close all connections, the writer last, which leaves one tidy file."""
+        for connection in (self._reader, self._scanner, self._writer):
+            connection.close()
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        kind = NoSpace if error.sqlite_errorcode == sqlite3.SQLITE_FULL else StoreError
+        raise kind(f"the database failed: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"the database failed: {error}; verify the data folder before using it on") from error
+
+
+def meta_value(connection: sqlite3.Connection, key: str) -> Any:
+    """A value kept in `meta`, None when it was never set."""
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return row[0] if row else None
+
+
+def set_meta_value(connection: sqlite3.Connection, key: str, value: Any) -> None:
+    """Keep a value in `meta`; part of the caller's transaction."""
+    connection.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))

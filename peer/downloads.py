@@ -1,0 +1,153 @@
+"""Handing a file out: verified chunk by chunk, from this disk or from whoever holds it.
+
+No byte leaves before the chunk it is part of gave its hash, so a client can get a file that ends early, when every
+holder is gone, but never a wrong byte.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import trio
+from blake3 import blake3
+
+from peer.client import PeerUnreachable
+from peer.env import ChunkCorrupt, ChunkMissing, ReadableFile, StoreError, Work
+from peer.state import PeerState
+from protocol.identity import NodeId
+from protocol.membership import Status
+from protocol.ops import Chunk, Put
+
+log = logging.getLogger("minidfs.downloads")
+
+REMOTE_CHUNKS_MAX = 32
+"""Chunks of other peers in memory at once, over all downloads; each is at most `chunk_bytes_max`."""
+
+VERIFY_INLINE_BYTES_MAX = 64 * 1024
+
+
+class ContentUnavailable(Exception):
+    """No peer that has the content can be reached now; the message says who was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpan:
+    """Bytes to be sent straight from an open file, which stays open until the next piece is asked for."""
+
+    file: ReadableFile
+    offset: int
+    count: int
+
+
+Piece = bytes | FileSpan
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Which bytes of a chunk are asked for."""
+
+    chunk: Chunk
+    first: int
+    count: int
+
+
+class Downloads:
+    """Reads files for one peer."""
+
+    def __init__(self, state: PeerState) -> None:
+        self._state = state
+        self._remote_chunks = trio.CapacityLimiter(REMOTE_CHUNKS_MAX)
+
+    def source_of(self, put: Put) -> NodeId | None:
+        """The peer a file is read from first: this one, or the reachable holder that answers soonest."""
+        sources = self._sources(put)
+        return sources[0] if sources else None
+
+    def _sources(self, put: Put) -> list[NodeId]:
+        holders = self._state.holders(put.dot)
+        here = [self._state.me] if self._state.me in holders else []
+        return here + [node_id for node_id in self._state.membership.reachable() if node_id in holders]
+
+    async def pieces(self, put: Put, first: int, count: int) -> AsyncGenerator[Piece, None]:
+        """`count` bytes of a file from `first`, each verified.
+
+        Raises ContentUnavailable when nobody reachable has a chunk; before the first piece, when it is the first one.
+        """
+        for part in _parts(put, first, count):
+            local = await self._local(part)
+            if isinstance(local, bytes):
+                yield local
+            elif local is not None:
+                try:
+                    yield local
+                finally:
+                    local.file.close()
+            else:
+                async with self._remote_chunks:
+                    content = await self.fetch(put, part.chunk)
+                    yield content[part.first : part.first + part.count]
+
+    async def _local(self, part: _Part) -> Piece | None:
+        """A part from this disk; None when the chunk is not here, or no longer good, which is then seen to."""
+        chunks = self._state.chunks
+        row = chunks.row(part.chunk.hash)
+        if row is None:
+            return None
+        try:
+            if row.serial is None:
+                return chunks.read_inline(part.chunk.hash, row)[part.first : part.first + part.count]
+            file = await chunks.open_verified(part.chunk.hash, row)
+            return FileSpan(file, part.first, part.count)
+        except (ChunkMissing, ChunkCorrupt) as error:
+            log.error("%s; reading it from another peer", error)
+            await self._state.lose_chunk(part.chunk.hash)
+        except StoreError as error:
+            log.error("%s; reading the chunk from another peer", error)
+        return None
+
+    async def fetch(self, put: Put, chunk: Chunk) -> bytes:
+        """A chunk from the first holder that sends it whole and right. Raises ContentUnavailable."""
+        failures: list[str] = []
+        for node_id in self._candidates(put):
+            peer = self._state.membership.member(node_id)
+            if peer is None:
+                continue
+            try:
+                content = await self._state.client.fetch_chunk(peer, chunk.hash, chunk.size)
+                await self.verify(chunk, content)
+            except (PeerUnreachable, ChunkCorrupt) as error:
+                failures.append(str(error))
+            else:
+                return content
+        asked = "; ".join(failures) if failures else "no peer that holds it is known to be up"
+        raise ContentUnavailable(f"{put.manifest.file_key} cannot be read now: {asked}")
+
+    def _candidates(self, put: Put) -> list[NodeId]:
+        """The reachable holders, quickest first; then those believed down, for beliefs are old."""
+        membership = self._state.membership
+        holders = [node_id for node_id in self._state.holders(put.dot) if node_id != self._state.me]
+        reachable = [node_id for node_id in membership.reachable() if node_id in holders]
+        return reachable + [node_id for node_id in holders if membership.status(node_id) is Status.DOWN]
+
+    async def verify(self, chunk: Chunk, content: bytes) -> None:
+        """Raises ChunkCorrupt unless the bytes are the chunk's."""
+        if len(content) <= VERIFY_INLINE_BYTES_MAX:
+            digest = blake3(content).digest()
+        else:
+            digest = await self._state.env.run_blocking(Work.HASH, lambda: blake3(content).digest())
+        if digest != chunk.hash:
+            raise ChunkCorrupt(f"what came as chunk {chunk.hash.hex()} does not give its hash")
+
+
+def _parts(put: Put, first: int, count: int) -> list[_Part]:
+    """The parts of chunks that make up a range of a file."""
+    parts: list[_Part] = []
+    start = 0
+    for chunk in put.manifest.chunks or ():
+        begin, end = max(first, start), min(first + count, start + chunk.size)
+        if begin < end:
+            parts.append(_Part(chunk, begin - start, end - begin))
+        start += chunk.size
+    return parts

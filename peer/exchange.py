@@ -1,0 +1,454 @@
+"""Log exchange with other peers, both ends: the one way in which state moves between peers.
+
+One exchange at a time runs with each peer; whatever wants one while it runs shares the next, so that under load a
+single round trip, and a single commit at either end, carries many uploads.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+from blake3 import blake3
+
+from peer.catalog_store import live_ops, raw_log_after, select_puts, version_vector_of
+from peer.chunk_store import ChunkRow, FreshChunk
+from peer.client import PeerUnreachable, frame
+from peer.database import meta_value, translated_errors
+from peer.env import StoreError, Work
+from peer.state import PeerState
+from protocol import codec
+from protocol.codec import decode_op, encode_op
+from protocol.errors import MalformedMessage
+from protocol.identity import Dot, NodeId, VersionVector, covers_all
+from protocol.messages import ExchangeReply, ExchangeRequest, Member
+from protocol.ops import Chunk, Hold, LiveOp, Op, Put
+from protocol.replica import Heard, Suffix, cut_suffix
+
+log = logging.getLogger("minidfs.exchange")
+
+OPS_BYTES_MAX = 512 * 1024
+"""Of ops in one message."""
+
+CHUNKS_BYTES_MAX = 4 * 1024 * 1024
+"""Of small chunks' contents in one message."""
+
+DECODE_INLINE_BYTES_MAX = 64 * 1024
+"""More ops than this are decoded off the event loop."""
+
+PUSH_DELAY_S = 0.1
+"""News waits this long for more of it before it is pushed to others."""
+
+PUSH_FANOUT = 3
+"""Peers that news is pushed to; anti-entropy reaches the others."""
+
+
+@dataclass(slots=True)
+class _Answered:
+    """What a request's transaction came to."""
+
+    reply: ExchangeReply
+    adopted: list[FreshChunk]
+    applied: int
+    declare: bool
+    disagrees: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One exchange to come, and what it is to bring about."""
+
+    hold: dict[Dot, None] = field(default_factory=dict)
+    done: trio.Event = field(default_factory=trio.Event)
+    error: PeerUnreachable | StoreError | None = None
+
+
+class Exchanger:
+    """Exchanges logs with every other peer of the cluster."""
+
+    def __init__(self, state: PeerState, learn: Callable[[tuple[Member, ...]], None]) -> None:
+        self._state = state
+        self.learn = learn
+        self._links: dict[NodeId, Link] = {}
+        self._whole_state_turn = trio.Lock()
+        self._chance = state.env.chance("push")
+        self._nursery: trio.Nursery | None = None
+        self.disagreements = 0
+
+    async def run(self) -> None:
+        """Run the links and push news along them, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            while True:
+                await self._state.news.wait_ring()
+                await trio.sleep(PUSH_DELAY_S)
+                self._push()
+
+    def _push(self) -> None:
+        reachable = self._state.membership.reachable()
+        lacking = [link for link in map(self.link, reachable) if link.may_lack_something()]
+        for link in self._chance.sample(lacking, min(PUSH_FANOUT, len(lacking))):
+            link.poke()
+
+    def link(self, node_id: NodeId) -> Link:
+        """The link to a peer."""
+        link = self._links.get(node_id)
+        if link is None:
+            assert self._nursery is not None, "exchanges need a running exchanger"
+            link = self._links[node_id] = Link(self, self._state, node_id)
+            self._nursery.start_soon(link.run)
+        return link
+
+    async def exchange(self, node_id: NodeId, hold: Dot | None = None) -> None:
+        """Swap logs with a peer, and ask it to hold a put; returns once all of it is applied on both sides.
+
+        Whether it holds the put then stands in the catalog. Raises PeerUnreachable, StoreError.
+        """
+        await self.link(node_id).exchange(hold)
+
+    # --- the answering end ---
+
+    async def answer(self, request: ExchangeRequest) -> ExchangeReply:
+        """Apply what a peer sent, hold what it asks for, and tell it what it lacks.
+
+        Raises MalformedMessage when an op is none, and StoreError.
+        """
+        state = self._state
+        self.learn((request.sender, *request.members))
+        ops = await self._decode(request.ops)
+        fresh, rows = await self._find_content(request, ops)
+        answered = await state.database.write(lambda: self._answer(request, ops, fresh, rows))
+        state.chunks.unstage(answered.adopted)
+        if answered.applied or answered.adopted:
+            state.news.ring()
+        self.link(request.sender.node_id).known_vv = request.vv
+        if request.behind or answered.disagrees:
+            self._start(partial(self.fetch_whole_state, request.sender.node_id))
+        if answered.declare:
+            self._start(self.declare_backed)
+        return answered.reply
+
+    async def _decode(self, raws: Sequence[bytes]) -> list[Op]:
+        if sum(map(len, raws)) <= DECODE_INLINE_BYTES_MAX:
+            return [decode_op(raw) for raw in raws]
+        return await self._state.env.run_blocking(Work.HASH, lambda: [decode_op(raw) for raw in raws])
+
+    async def _find_content(
+        self, request: ExchangeRequest, ops: Sequence[Op]
+    ) -> tuple[dict[bytes, FreshChunk], dict[bytes, ChunkRow]]:
+        """The chunks of the files a peer asks us to hold, from its message, staged before, or here already."""
+        if not request.hold:
+            return {}, {}
+        state = self._state
+        fresh: dict[bytes, FreshChunk] = {}
+        for content in request.chunks:
+            if len(content) > state.config.inline_bytes_max:
+                raise MalformedMessage(f"a chunk of {len(content)} bytes inside a message")
+            name = blake3(content).digest()
+            fresh[name] = FreshChunk(name, len(content), None, content)
+        sent = {op.dot: op for op in ops if isinstance(op, Put)}
+        wanted = dict.fromkeys(
+            chunk for dot in request.hold for chunk in self._chunks_of(sent.get(dot) or self._known_put(dot))
+        )
+        for chunk in wanted:
+            staged = state.chunks.staged(chunk.hash)
+            if staged is not None:
+                fresh.setdefault(chunk.hash, staged)
+        return fresh, await state.verified_rows(wanted, fresh)
+
+    def _known_put(self, dot: Dot) -> Put | None:
+        found = self._state.put_row(dot)
+        return found[1] if found else None
+
+    @staticmethod
+    def _chunks_of(put: Put | None) -> Sequence[Chunk]:
+        return () if put is None else put.manifest.chunks or ()
+
+    def _answer(
+        self,
+        request: ExchangeRequest,
+        ops: Sequence[Op],
+        fresh: dict[bytes, FreshChunk],
+        rows: dict[bytes, ChunkRow],
+    ) -> _Answered:
+        """The transaction of an answer; its suffix brings the new holds along."""
+        state = self._state
+        heard = self.hear(request.vv, ops)
+        adopted = [chunk for dot in request.hold for chunk in state.take_hold(dot, fresh, rows, recovered=False)]
+        suffix = state.replica.suffix(request.vv, OPS_BYTES_MAX)
+        store = state.database.store
+        reply = ExchangeReply(
+            members=state.membership.members(),
+            vv=store.version_vector(),
+            state_sum=store.state_sum(),
+            ops=suffix.ops if suffix else (),
+            more=suffix.more if suffix else False,
+            behind=suffix is None,
+        )
+        disagrees = state.replica.disagrees(request.vv, request.state_sum)
+        return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees)
+
+    def hear(self, their_vv: VersionVector, ops: Sequence[Op]) -> Heard:
+        """A step: apply a peer's ops; a hold of ours that this disk does not back is taken back at once."""
+        state = self._state
+        heard = state.replica.hear(their_vv, ops, state.wall_ms())
+        unbacked = [hold for hold in heard.my_holds if not state.database.store.is_held(hold.put)]
+        state.replica.drop(unbacked, state.wall_ms())
+        return heard
+
+    # --- whole states ---
+
+    async def whole_state_frames(self) -> AsyncIterator[bytes]:
+        """Our live state with the version vector it belongs to, as of one moment, as frames for another peer.
+
+        Raises StoreError.
+        """
+        state = self._state
+        pinned = await state.env.run_blocking(Work.DATABASE_READ, state.database.pin)
+        try:
+            yield frame(codec.pack(_pinned_head(pinned)))
+            ops = live_ops(pinned)
+            while page := await state.env.run_blocking(Work.DATABASE_READ, _next_page, ops):
+                yield frame(codec.pack(page))
+            yield frame(codec.pack([]))
+        finally:
+            pinned.close()
+
+    async def fetch_whole_state(self, node_id: NodeId) -> None:
+        """Become one with the whole state of a peer whose log no longer has what we lack.
+
+        With equal version vectors and unequal sums nothing is removed: both end up with what either had.
+        Raises PeerUnreachable, StoreError.
+        """
+        peer = self._state.membership.member(node_id)
+        if peer is None:
+            return
+        async with self._whole_state_turn, self._state.client.snapshot(peer) as frames:
+            their_vv, their_sum = await self._stage(peer, frames)
+            await self._state.database.write(lambda: self._merge(node_id, their_vv, their_sum))
+        self._state.news.ring()
+        await self.declare_backed()
+
+    async def _stage(self, peer: Member, frames: AsyncIterator[bytes]) -> tuple[VersionVector, int]:
+        """Put a whole state aside; returns its version vector and its sum, once all of it is there."""
+        write, store = self._state.database.write, self._state.database.store
+        await write(store.clear_stage)
+        head: tuple[VersionVector, int] | None = None
+        try:
+            async for raw in frames:
+                if head is None:
+                    vv_fields, state_sum = codec.read_list(codec.unpack(raw), 2)
+                    head = codec.read_vv(vv_fields), int.from_bytes(codec.read_bytes(state_sum, 16), "big")
+                    continue
+                ops = codec.read_each(codec.unpack(raw), _read_live_op)
+                if not ops:
+                    return head
+                await write(partial(store.stage, ops))
+        except MalformedMessage as error:
+            raise PeerUnreachable(f"{peer.node_id} sent a whole state that is none: {error}") from None
+        raise PeerUnreachable(f"{peer.node_id} broke off its whole state")
+
+    def _merge(self, node_id: NodeId, their_vv: VersionVector, their_sum: int) -> None:
+        """A step: merge what is staged, and take back what this peer is said to hold and does not."""
+        state = self._state
+        replica, store = state.replica, state.database.store
+        if store.version_vector() != their_vv:
+            replica.merge_staged(their_vv, state.wall_ms())
+        elif store.state_sum() != their_sum:
+            self.disagreements += 1
+            log.error("the state of %s differs at equal version vectors: a bug or bit rot; keeping both", node_id)
+            replica.repair_from_staged()
+        store.clear_stage()
+        replica.drop_unbacked(store.is_held, state.wall_ms())
+
+    async def declare_backed(self) -> None:
+        """Verify content this disk has and no hold says so, then declare it held, or let it go."""
+        state = self._state
+        found = await state.database.read(partial(_undeclared, state.me))
+        for put in found:
+            chunks = put.manifest.chunks or ()
+            rows = await state.verified_rows(chunks, {})
+            whole = all(chunk.hash in rows for chunk in chunks)
+            await state.database.write(partial(self._declare if whole else state.give_up, put.dot))
+        if found:
+            state.news.ring()
+
+    def _declare(self, put: Dot) -> None:
+        self._state.replica.hold(put, self._state.wall_ms())
+
+    def _start(self, task: Callable[[], Awaitable[None]]) -> None:
+        assert self._nursery is not None, "answers need a running exchanger"
+        self._nursery.start_soon(self._guarded, task)
+
+    async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
+        """A task nobody waits for: what it could not do, the next exchange tries again."""
+        try:
+            await task()
+        except (PeerUnreachable, StoreError) as error:
+            log.warning("%s", error)
+
+
+class Link:
+    """The exchanges with one peer."""
+
+    def __init__(self, exchanger: Exchanger, state: PeerState, node_id: NodeId) -> None:
+        self._exchanger = exchanger
+        self._state = state
+        self.node_id = node_id
+        self.known_vv: VersionVector | None = None
+        """What the peer confirmed to have applied; it may have more."""
+        self._next = _Turn()
+        self._wanted = trio.Event()
+
+    def may_lack_something(self) -> bool:
+        """Whether, as far as we know, the peer has not heard all we have."""
+        return self.known_vv is None or not covers_all(self.known_vv, self._state.database.committed.version_vector)
+
+    def poke(self) -> _Turn:
+        """See to it that an exchange starts soon; returns its turn."""
+        self._wanted.set()
+        return self._next
+
+    async def exchange(self, hold: Dot | None) -> None:
+        """See `Exchanger.exchange`."""
+        turn = self.poke()
+        if hold is not None:
+            turn.hold[hold] = None
+        await turn.done.wait()
+        if turn.error is not None:
+            raise turn.error
+
+    async def run(self) -> None:
+        """Carry out one turn after the other, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            turn, self._next = self._next, _Turn()
+            try:
+                await self._exchange_all(list(turn.hold))
+            except (PeerUnreachable, StoreError) as error:
+                turn.error = error
+                log.debug("exchange with %s failed: %s", self.node_id, error)
+            turn.done.set()
+
+    async def _exchange_all(self, hold: list[Dot]) -> None:
+        """Exchange until nothing is lacking on either side, or nothing moves any more."""
+        before: VersionVector | None = None
+        while True:
+            peer = self._state.membership.member(self.node_id)
+            if peer is None:
+                raise PeerUnreachable(f"{self.node_id} is no member of this cluster")
+            request, hold, more = await self._make_request(hold)
+            reply = await self._state.client.exchange(peer, request)
+            await self._take_reply(reply)
+            moved = before != reply.vv
+            before = reply.vv
+            lacking = not covers_all(reply.vv, request.vv) and not request.behind
+            if not (hold or more or reply.more or (lacking and moved)):
+                return
+
+    async def _make_request(self, hold: list[Dot]) -> tuple[ExchangeRequest, list[Dot], bool]:
+        """A request, the files it could not bring yet, and whether ops were left over."""
+        state = self._state
+        committed = state.database.committed
+        suffix = self._suffix(committed.floors)
+        asked: list[Dot] = []
+        contents: list[bytes] = []
+        if suffix is not None and self.known_vv is not None and not suffix.more:
+            asked, contents = self._contents(hold)
+        request = ExchangeRequest(
+            sender=state.membership.me,
+            members=state.membership.members(),
+            vv=committed.version_vector,
+            state_sum=committed.state_sum,
+            ops=suffix.ops if suffix else (),
+            hold=tuple(asked),
+            chunks=tuple(contents),
+            behind=suffix is None,
+        )
+        left = hold[len(asked) :] if suffix is not None else []
+        return request, left, suffix.more if suffix else False
+
+    def _suffix(self, floors: VersionVector) -> Suffix | None:
+        """What the peer lacks; nothing before it has said what it has; None when our log has no longer all of it."""
+        if self.known_vv is None:
+            return Suffix((), more=False)
+        if not covers_all(self.known_vv, floors):
+            return None
+        return cut_suffix(raw_log_after(self._state.database.reader, self.known_vv), OPS_BYTES_MAX)
+
+    def _contents(self, hold: list[Dot]) -> tuple[list[Dot], list[bytes]]:
+        """The first of these files, and the contents of their small chunks, as many as fit a message."""
+        asked: list[Dot] = []
+        contents: dict[bytes, bytes] = {}
+        size = 0
+        for dot in hold:
+            if size > CHUNKS_BYTES_MAX:
+                break
+            asked.append(dot)
+            found = self._state.put_row(dot)
+            for chunk in (found[1].manifest.chunks or ()) if found else ():
+                row = self._state.chunks.row(chunk.hash) if chunk.size <= self._state.config.inline_bytes_max else None
+                if row is not None and row.content is not None and chunk.hash not in contents:
+                    contents[chunk.hash] = row.content
+                    size += chunk.size
+        return asked, list(contents.values())
+
+    async def _take_reply(self, reply: ExchangeReply) -> None:
+        state = self._state
+        self._exchanger.learn(reply.members)
+        try:
+            ops = [decode_op(raw) for raw in reply.ops]
+        except MalformedMessage as error:
+            raise PeerUnreachable(f"{self.node_id} sent an op that is none: {error}") from None
+        self.known_vv = reply.vv
+        heard, disagrees = await state.database.write(lambda: self._hear(reply, ops))
+        if heard.applied:
+            state.news.ring()
+        if reply.behind or disagrees:
+            await self._exchanger.fetch_whole_state(self.node_id)
+        elif heard.my_drops:
+            await self._exchanger.declare_backed()
+
+    def _hear(self, reply: ExchangeReply, ops: Sequence[Op]) -> tuple[Heard, bool]:
+        heard = self._exchanger.hear(reply.vv, ops)
+        return heard, self._state.replica.disagrees(reply.vv, reply.state_sum)
+
+
+def _pinned_head(pinned: sqlite3.Connection) -> list[object]:
+    """Version vector and sum of the moment a connection is pinned to."""
+    with translated_errors():
+        state_sum = int(meta_value(pinned, "state_sum") or "0", 16)
+        return [codec.vv_fields(version_vector_of(pinned)), state_sum.to_bytes(16, "big")]
+
+
+def _next_page(ops: Iterator[LiveOp]) -> list[bytes]:
+    """The next ops that fit a frame; none when there are no more."""
+    page: list[bytes] = []
+    size = 0
+    with translated_errors():
+        for op in ops:
+            page.append(encode_op(op))
+            size += len(page[-1])
+            if size > OPS_BYTES_MAX:
+                break
+    return page
+
+
+def _read_live_op(value: object) -> LiveOp:
+    op = decode_op(codec.read_bytes(value))
+    if not isinstance(op, Put | Hold):
+        raise MalformedMessage(f"{type(op).__name__} where a live op belongs")
+    return op
+
+
+def _undeclared(me: NodeId, connection: sqlite3.Connection) -> list[Put]:
+    """The puts whose content this disk has while no live hold of `me` says so."""
+    condition = (
+        "WHERE puts.held AND NOT EXISTS (SELECT 1 FROM holds JOIN origins ho ON ho.id = holds.origin"
+        " JOIN nodes hn ON hn.id = ho.node WHERE holds.put = puts.id AND hn.node_id = ?) ORDER BY puts.id"
+    )
+    return [put for _, put in select_puts(connection, condition, me)]

@@ -1,0 +1,179 @@
+"""A file as an HTTP response: names, ranges and conditions (RFC 9110, RFC 6266, RFC 9530), and the bytes."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import re
+from contextlib import aclosing
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from peer.downloads import Downloads, FileSpan, Piece
+from peer.http.errors import HttpError
+from protocol.codec import FILENAME_CHARS_MAX
+from protocol.identity import NodeId
+from protocol.ops import Manifest, Put
+
+ZERO_COPY = "http.response.zerocopysend"
+READ_BYTES = 1024 * 1024
+
+# The types built in, and not what this machine's files add: every peer answers alike.
+_TYPES = mimetypes.MimeTypes(filenames=())
+
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+
+
+def guess_content_type(filename: str, claimed: str) -> str:
+    """What the client said, unless it said nothing useful and the name tells more."""
+    if _MEDIA_TYPE.fullmatch(claimed) and claimed != "application/octet-stream":
+        return claimed
+    return _TYPES.guess_type(filename)[0] or "application/octet-stream"
+
+
+def clean_filename(name: str) -> str:
+    """The last part of what a client calls its file, which may be a whole path, without control characters."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    printable = "".join(char for char in last if char.isprintable())
+    return printable[:FILENAME_CHARS_MAX]
+
+
+def etag_of(manifest: Manifest) -> str:
+    """A strong validator: the hash of the content."""
+    return f'"{manifest.sha256.hex()}"'
+
+
+def disposition_of(filename: str) -> str:
+    """`Content-Disposition` that old and new clients save under a safe name."""
+    plain = "".join(char if " " <= char <= "~" and char not in '"\\%/' else "_" for char in filename) or "file"
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename or 'file', safe='')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which bytes to send."""
+
+    first: int
+    count: int
+
+
+def parse_range(header: str | None, size: int) -> Span | None:
+    """The one range a request asks for; None for all of the file.
+
+    A list of ranges gets the whole file, which RFC 9110 allows. Raises HttpError 416 for one that cannot be met.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header else None
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first_text, last_text = match.groups()
+    if not first_text:
+        first = max(0, size - int(last_text))
+        last = size - 1
+        satisfiable = int(last_text) > 0 and size > 0
+    else:
+        first = int(first_text)
+        last = min(int(last_text), size - 1) if last_text else size - 1
+        if last_text and int(last_text) < first:
+            return None
+        satisfiable = first < size
+    if not satisfiable:
+        raise HttpError(
+            416, f"the file has {size} bytes; ask for a range of them", {"content-range": f"bytes */{size}"}
+        )
+    return Span(first, last - first + 1)
+
+
+def is_current(header: str | None, etag: str) -> bool:
+    """Whether a list of entity tags has this one (`If-Match`, `If-None-Match`)."""
+    if header is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return "*" in tags or etag in tags
+
+
+class FileResponse:
+    """One file, or a range of it, as an ASGI app."""
+
+    def __init__(self, downloads: Downloads, put: Put, request_headers: Headers, source: tuple[NodeId, float]) -> None:
+        self._downloads = downloads
+        self._put = put
+        manifest = put.manifest
+        etag = etag_of(manifest)
+        if request_headers.get("if-match") and not is_current(request_headers["if-match"], etag):
+            raise HttpError(412, "the file has changed; read it again", {"etag": etag})
+        self._unchanged = is_current(request_headers.get("if-none-match"), etag)
+        asked = request_headers.get("range")
+        if_range = request_headers.get("if-range")
+        span = parse_range(asked, manifest.size_bytes) if if_range in (None, etag) else None
+        self._span = span or Span(0, manifest.size_bytes)
+        self._status = 304 if self._unchanged else 206 if span else 200
+        self._headers = self._make_headers(manifest, etag, span, source)
+
+    def _make_headers(
+        self, manifest: Manifest, etag: str, span: Span | None, source: tuple[NodeId, float]
+    ) -> dict[str, str]:
+        headers = {
+            "etag": etag,
+            "accept-ranges": "bytes",
+            "x-routed-from": source[0],
+            "x-node-latency-ms": f"{source[1]:.0f}",
+        }
+        if self._unchanged:
+            return headers
+        headers |= {
+            "content-type": manifest.content_type,
+            "content-length": str(self._span.count),
+            "content-disposition": disposition_of(manifest.filename),
+            "x-content-type-options": "nosniff",
+            "repr-digest": f"sha-256=:{base64.b64encode(manifest.sha256).decode()}:",
+        }
+        if span:
+            headers["content-range"] = f"bytes {span.first}-{span.first + span.count - 1}/{manifest.size_bytes}"
+        return headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; the head leaves when the first piece is at hand, so that until then an error can be answered."""
+        has_body = scope["method"] != "HEAD" and not self._unchanged and self._span.count > 0
+        if not has_body:
+            await self._start(send)
+            await send({"type": "http.response.body", "body": b""})
+            return
+        zero_copy = ZERO_COPY in scope.get("extensions", {})
+        remaining = self._span.count
+        async with aclosing(self._downloads.pieces(self._put, self._span.first, remaining)) as pieces:
+            async for piece in pieces:
+                if remaining == self._span.count:
+                    await self._start(send)
+                remaining -= len(piece) if isinstance(piece, bytes) else piece.count
+                await _send_piece(send, piece, zero_copy=zero_copy, more=remaining > 0)
+
+    async def _start(self, send: Send) -> None:
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
+        await send({"type": "http.response.start", "status": self._status, "headers": raw})
+
+
+async def _send_piece(send: Send, piece: Piece, *, zero_copy: bool, more: bool) -> None:
+    if isinstance(piece, bytes):
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
+        return
+    handle = piece.file.handle()
+    if zero_copy and handle is not None:
+        message = {"type": ZERO_COPY, "file": handle, "offset": piece.offset, "count": piece.count, "more_body": more}
+        await send(message)
+        return
+    await _send_read(send, piece, more=more)
+
+
+async def _send_read(send: Send, span: FileSpan, *, more: bool) -> None:
+    """For servers that cannot send a file by themselves; it was just verified, so it is in memory."""
+    offset, end = span.offset, span.offset + span.count
+    while offset < end:
+        body = span.file.read_at(offset, min(READ_BYTES, end - offset))
+        if not body:
+            raise OSError("a chunk file became shorter while it was being sent")
+        offset += len(body)
+        await send({"type": "http.response.body", "body": body, "more_body": more or offset < end})

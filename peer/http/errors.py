@@ -1,0 +1,107 @@
+"""What a client is told when something goes wrong: one JSON shape, the right status, what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from multipart import MultipartError, ParserLimitReached
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from peer.downloads import ContentUnavailable
+from peer.env import NoSpace, StoreError
+from peer.files import Conflict, NobodyToAsk
+from peer.uploads import UploadRefused
+from protocol.errors import MalformedMessage, WrongCluster
+
+log = logging.getLogger("minidfs.http")
+
+RETRY_AFTER = {"retry-after": "2"}
+
+
+class HttpError(Exception):
+    """An answer other than success, decided where it is raised."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        more: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+        self.more = more or {}
+
+
+def error_response(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, object] | None = None,
+) -> JSONResponse:
+    """The JSON shape of every error."""
+    return JSONResponse({"error": message, "detail": message, "status": status, **(more or {})}, status, headers)
+
+
+STATUS_OF: dict[type[Exception], tuple[int, Mapping[str, str] | None]] = {
+    UploadRefused: (400, None),
+    ParserLimitReached: (413, None),
+    MultipartError: (400, None),
+    MalformedMessage: (400, None),
+    WrongCluster: (403, None),
+    Conflict: (409, None),
+    ContentUnavailable: (503, RETRY_AFTER),
+    NobodyToAsk: (503, RETRY_AFTER),
+    NoSpace: (507, None),
+    StoreError: (503, RETRY_AFTER),
+}
+"""By kind; of related kinds the nearer one counts."""
+
+_MESSAGES = {
+    404: "there is nothing at this address; see the list of endpoints in the README",
+    405: "this address does not take that method; see the list of endpoints in the README",
+}
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Answer an HttpError."""
+    assert isinstance(error, HttpError)
+    return error_response(error.status, error.message, error.headers, error.more)
+
+
+async def on_starlette_error(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses."""
+    assert isinstance(error, HTTPException)
+    return error_response(error.status_code, _MESSAGES.get(error.status_code, str(error.detail)), error.headers)
+
+
+async def on_known_error(request: Request, error: Exception) -> Response:
+    """Answer an error of the services by its kind."""
+    kind = next(kind for kind in type(error).__mro__ if kind in STATUS_OF)
+    status, headers = STATUS_OF[kind]
+    if isinstance(error, StoreError):
+        log.error("%s %s failed: %s", request.method, request.url.path, error)
+    return error_response(status, f"{error}", headers)
+
+
+async def on_disconnect(request: Request, error: Exception) -> Response:
+    """The client has gone; nobody will read this."""
+    return error_response(400, "the request broke off")
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """Answer what should not have happened; the server logs it."""
+    return error_response(500, "an internal error; the peer's log has the details")
+
+
+HANDLERS = {
+    HttpError: on_http_error,
+    HTTPException: on_starlette_error,
+    ClientDisconnect: on_disconnect,
+    **dict.fromkeys(STATUS_OF, on_known_error),
+}

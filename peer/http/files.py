@@ -1,0 +1,144 @@
+"""The storage endpoints: upload, download, delete."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import PurePosixPath
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from peer.http.content import FileResponse, clean_filename, guess_content_type
+from peer.http.errors import HttpError
+from peer.http.multipart import open_file_part
+from peer.http.requests import file_key_in, number_in, services_of
+from peer.services import Services
+from peer.times import rfc3339
+from peer.uploads import NewFile, Receipt
+from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Put
+
+# RFC 9530 names, and Content-MD5 (RFC 1864), as hashlib has them.
+_DIGEST_NAMES = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
+
+
+async def upload(request: Request) -> JSONResponse:
+    """`POST /files`: store a file and answer with its receipt."""
+    services = services_of(request)
+    file_key = request.query_params.get("file_id")
+    if file_key is not None and not FILE_KEY_PATTERN.fullmatch(file_key):
+        raise HttpError(400, "file_id has 1 to 128 letters, digits, dots, dashes, underscores; the first two start it")
+    if number_in(request, "min_copies", 1, COPIES_MAX, 1) > 1:
+        raise HttpError(400, "min_copies above 1 is not available in this release; read durable_copies in the receipt")
+    copies = number_in(request, "copies", services.state.config.copies, COPIES_MAX, 1)
+    digests = expected_digests(request)
+    part = await open_file_part(request)
+    filename = clean_filename(part.filename)
+    new = NewFile(
+        filename=filename,
+        content_type=guess_content_type(filename, part.content_type),
+        file_key=file_key,
+        copies=copies,
+        digests=digests,
+    )
+    receipt = await services.uploads.take_in(new, part.pieces)
+    return JSONResponse(receipt_json(services, receipt))
+
+
+def expected_digests(request: Request) -> dict[str, bytes]:
+    """The hashes a client sent of its content. Raises HttpError 400 for one that is none."""
+    found: dict[str, bytes] = {}
+    for header in ("repr-digest", "content-digest"):
+        for item in request.headers.get(header, "").split(","):
+            name, _, value = item.strip().partition("=")
+            if name.lower() in _DIGEST_NAMES:
+                found[_DIGEST_NAMES[name.lower()]] = _decoded(header, value.strip().strip(":"))
+    if "content-md5" in request.headers:
+        found["md5"] = _decoded("content-md5", request.headers["content-md5"].strip())
+    return found
+
+
+def _decoded(header: str, value: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise HttpError(400, f"the value in {header} is no base64") from None
+
+
+def receipt_json(services: Services, receipt: Receipt) -> dict[str, object]:
+    """The receipt as clients of the old system know it, with the peers that hold the file durably."""
+    manifest = receipt.put.manifest
+    targets = [delivery for delivery in receipt.deliveries if delivery.instead_of is None]
+    successful = sum(1 for delivery in targets if delivery.error is None)
+    details: list[dict[str, object]] = []
+    for delivery in receipt.deliveries:
+        detail: dict[str, object] = {"node": delivery.node_id, "success": delivery.error is None}
+        if delivery.error is not None:
+            detail["error"] = delivery.error
+        if delivery.instead_of is not None:
+            detail["instead_of"] = delivery.instead_of
+        details.append(detail)
+    return {
+        "success": True,
+        "file_id": manifest.file_key,
+        "file_key": manifest.file_key,
+        "stored_name": stored_name(receipt.put),
+        "original_filename": manifest.filename,
+        "content_type": manifest.content_type,
+        "size_bytes": manifest.size_bytes,
+        "checksum_sha256": manifest.sha256.hex(),
+        "uploaded_at": rfc3339(manifest.uploaded_at_ms),
+        "node_id": services.state.me,
+        "node": services.state.me,
+        "replication": {
+            "total_nodes": len(targets),
+            "successful": successful,
+            "failed": len(targets) - successful,
+            "details": details,
+        },
+        "durable_copies": list(receipt.durable_copies),
+    }
+
+
+def stored_name(put: Put) -> str:
+    """The key with the extension of the name the file came under."""
+    suffix = PurePosixPath(put.manifest.filename).suffix
+    return put.manifest.file_key + (suffix if suffix.isascii() and suffix[1:].isalnum() else "")
+
+
+async def download(request: Request) -> FileResponse:
+    """`GET` and `HEAD /files/{file_id}`: the content, from wherever it is."""
+    services = services_of(request)
+    put = await services.files.find(file_key_in(request))
+    if put is None:
+        raise HttpError(404, "no file has this id; GET /files lists them")
+    source = services.downloads.source_of(put)
+    if put.manifest.chunks is None or source is None:
+        reason = "it is registered and has no content" if put.manifest.chunks is None else "no holder can be reached"
+        raise HttpError(503, f"the file cannot be read now: {reason}; try again later", {"retry-after": "5"})
+    latency_ms = services.listing.latency_ms(source)
+    return FileResponse(services.downloads, put, request.headers, (source, latency_ms))
+
+
+async def delete(request: Request) -> JSONResponse:
+    """`DELETE /files/{file_id}`: remove a file everywhere, for ever."""
+    services = services_of(request)
+    file_key = file_key_in(request)
+    deletion = await services.files.delete(file_key)
+    if deletion is None:
+        raise HttpError(404, "no file has this id; it may have been deleted already")
+    deleted, total = len(deletion.deleted), len(deletion.nodes)
+    missing = total - deleted
+    return JSONResponse(
+        {
+            "success": True,
+            "file_id": file_key,
+            "file_key": file_key,
+            "deleted_from": deleted,
+            "failed": missing,
+            "total_nodes": total,
+            "deleted_nodes": list(deletion.deleted),
+            "message": f"deleted from {deleted} of {total} nodes"
+            + ("; the others follow when back" if missing else ""),
+        }
+    )

@@ -1,0 +1,80 @@
+"""Runs one peer in this process: logging, signals, exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import trio
+
+from peer.config import Config
+from peer.env import StartError, StoreError
+from peer.node import Node
+from peer.system import SystemEnv
+
+log = logging.getLogger("minidfs")
+
+HUNG_CALL_S = 15.0
+"""After the grace for running requests: a disk call that hangs cannot be cancelled, only left behind."""
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
+
+
+def run_peer(config: Config) -> int:
+    """Run a peer until a signal stops it; returns the exit code.
+
+    Raises StartError when it cannot start, StoreError when its data folder cannot be read.
+    """
+    set_up_logging(config.log_level)
+    failures: list[Exception] = []
+    trio.run(_run, config, failures)
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def set_up_logging(level: str) -> None:
+    """One line an event, on standard error, in UTC."""
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # One line a request to another peer is no event.
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+async def _run(config: Config, failures: list[Exception]) -> None:
+    node = Node(config, SystemEnv(config.data))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, node)
+        try:
+            await node.run()
+        except* (StartError, StoreError) as group:
+            failures.append(_first(group))
+        nursery.cancel_scope.cancel()
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, Exception)
+    return found
+
+
+async def _stop_on_signal(node: Node) -> None:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        async for number in signals:
+            if node.is_stopping:
+                log.warning("a second signal %d: ending at once", number)
+                os._exit(1)
+            node.stop()
+            give_up = threading.Timer(node.config.shutdown_grace_s + HUNG_CALL_S, os._exit, (1,))
+            give_up.daemon = True
+            give_up.start()

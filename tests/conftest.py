@@ -1,0 +1,18 @@
+"""How many cases the property tests try: `pytest` for every commit, `pytest --hypothesis-profile=deep` for a long look.
+
+`mutants` is for sim/mutations.py: there a test only has to fail, and the smallest case is of no interest.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, Phase, settings
+
+# A machine that is busy makes cases slow, not wrong.
+_CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+
+settings.register_profile("ci", max_examples=100, derandomize=True, database=None, print_blob=False, **_CALM)
+settings.register_profile("deep", max_examples=3000, database=None, print_blob=True, **_CALM)
+settings.register_profile(
+    "mutants", max_examples=100, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), **_CALM
+)
+settings.load_profile("ci")

@@ -1,0 +1,540 @@
+"""Two to five replicas without any I/O, driven as a peer would drive them, and watched after every step.
+
+What is watched: a peer's live state is what the oracle derives from its version vector; the vector has no gap and
+never falls; log, floors and sums belong together; no dot has two meanings; no hold is declared that the disk does not
+back. After `heal` all peers are equal, and whatever a peer heard and did not lose with its disk is part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
+
+from protocol.catalog import sum_of_rows
+from protocol.codec import decode_op
+from protocol.identity import Dot, NodeId, Origin, VersionVector, covers_all
+from protocol.ops import LiveOp, Manifest, Op, Put
+from protocol.replica import Heard, Replica, Snapshot
+from protocol.store import Store
+from replicas.oracle import Oracle, content_of
+from replicas.stores import StoreKind
+
+NO_LIMIT = 1 << 30
+ROUNDS_MAX = 12
+START_MS = 1_700_000_000_000
+
+
+class Entropy(Random):
+    """Chance that comes from outside of every process, so that an image of one does not hold what it will draw."""
+
+    def __deepcopy__(self, memo: object) -> Entropy:
+        return self
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a copy of a whole machine has: its store, its chunks, and its process."""
+
+    replica: Replica
+    disk: frozenset[bytes]
+
+
+@dataclass
+class Transfer:
+    """A whole state on its way, a page at a time."""
+
+    source: Peer
+    life: int
+    snapshot: Snapshot
+    pages: Iterator[LiveOp]
+    complete: bool = False
+
+
+@dataclass
+class Peer:
+    """A replica, the contents its disk really has, and what the test knows of it."""
+
+    replica: Replica
+    disk: set[bytes] = field(default_factory=set)
+    skew_ms: int = 0
+    life: int = 0
+    """Grows whenever what the process had in memory is gone."""
+    images: list[Image] = field(default_factory=list)
+    incoming: Transfer | None = None
+    witnessed: VersionVector = field(default_factory=dict)
+    """All it has heard and not lost since with its disk."""
+    origin: Origin = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.origin = self.replica.origin
+
+    @property
+    def me(self) -> NodeId:
+        return self.replica.me
+
+    @property
+    def store(self) -> Store:
+        return self.replica.store
+
+    @property
+    def vv(self) -> VersionVector:
+        return self.store.version_vector()
+
+    def puts(self) -> list[Put]:
+        return [op for op in self.store.live() if isinstance(op, Put)]
+
+    def backs(self, put: Dot) -> bool:
+        found = self.store.put_at(put)
+        return found is not None and found.manifest.sha256 in self.disk
+
+
+@dataclass(frozen=True)
+class Request:
+    """`asker` wants what it lacks."""
+
+    asker: Peer
+    answerer: Peer
+    vv: VersionVector
+    bytes_max: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `answerer` found that `asker` lacked, when the request came."""
+
+    asker: Peer
+    answerer: Peer
+    vv: VersionVector
+    ops: tuple[bytes, ...]
+
+
+class Cluster:
+    """The peers, what is under way between them, and the oracle."""
+
+    def __init__(self, kind: StoreKind, peers: int) -> None:
+        self.kind = kind
+        self.oracle = Oracle()
+        self.now_ms = START_MS
+        self.entropy = Entropy(1)
+        self.peers = [Peer(self._replica(NodeId(f"node-{n}"), kind.new())) for n in range(1, peers + 1)]
+        self.sides: tuple[bool, ...] = (False,) * peers
+        self.in_flight: list[Request | Answer] = []
+        self._contents = 0
+
+    def close(self) -> None:
+        for peer in self.peers:
+            self.kind.close(peer.store)
+            for image in peer.images:
+                self.kind.close(image.replica.store)
+
+    def _replica(self, me: NodeId, store: Store) -> Replica:
+        return Replica(me, store, self.entropy)
+
+    def wall_ms(self, peer: Peer) -> int:
+        self.now_ms += 7
+        return max(0, self.now_ms + peer.skew_ms)
+
+    def connected(self, one: Peer, other: Peer) -> bool:
+        return self.sides[self.peers.index(one)] == self.sides[self.peers.index(other)]
+
+    # --- what a peer does by itself ---
+
+    def put(self, peer: Peer, file_key: str, *, hold: bool = True) -> Put:
+        """Take an upload: bytes, put and own hold in one step."""
+        self._contents += 1
+        content = self._contents.to_bytes(32, "big")
+        manifest = Manifest(
+            file_key=file_key,
+            filename=f"{file_key}.txt",
+            size_bytes=0,
+            sha256=content,
+            content_type="text/plain",
+            uploaded_at_ms=self.now_ms,
+            copies=3,
+            chunks=(),
+        )
+        seen = self.oracle.versions_under(peer.vv, file_key)
+        wall_ms = self.wall_ms(peer)
+        put = peer.replica.put(manifest, wall_ms)
+        assert set(put.supersedes) == seen, f"{peer.me} put {file_key} over {seen} and superseded {put.supersedes}"
+        peer.disk.add(content)
+        if hold:
+            assert peer.replica.hold(put.dot, wall_ms) is not None
+        self.watch(peer)
+        return put
+
+    def delete(self, peer: Peer, file_key: str) -> None:
+        seen = self.oracle.versions_under(peer.vv, file_key)
+        delete = peer.replica.delete(file_key, self.wall_ms(peer))
+        assert (set(delete.supersedes) if delete else set()) == seen
+        assert not peer.store.puts_of(file_key)
+        self.watch(peer)
+
+    def fetch(self, peer: Peer, nth: int) -> None:
+        """Get a copy of a live file, the `nth` of those it does not hold."""
+        lacking = [put for put in peer.puts() if not peer.replica.my_holds_of(put.dot)]
+        if lacking:
+            put = lacking[nth % len(lacking)]
+            peer.disk.add(put.manifest.sha256)
+            assert peer.replica.hold(put.dot, self.wall_ms(peer), recovered=True) is not None
+            self.watch(peer)
+
+    def lose_copy(self, peer: Peer, nth: int) -> None:
+        """Free, or find rotten, the content of one held file."""
+        held = peer.store.holds_by(peer.me)
+        if held:
+            put = peer.store.put_at(held[nth % len(held)].put)
+            assert put is not None, f"{peer.me} lists a hold of a put that is not live"
+            peer.disk.discard(put.manifest.sha256)
+            peer.replica.drop_unbacked(peer.backs, self.wall_ms(peer))
+            self.watch(peer)
+
+    def lose_all_copies(self, peer: Peer) -> None:
+        """The disk with the chunks is lost, the database is not."""
+        peer.disk.clear()
+        drop = peer.replica.drop_all(self.wall_ms(peer))
+        assert not peer.store.holds_by(peer.me), f"{peer.me} dropped all with {drop}, and some are left"
+        self.watch(peer)
+
+    def settle(self, peer: Peer) -> None:
+        """Bring what is declared in line with what the disk has (rule 4)."""
+        peer.replica.drop_unbacked(peer.backs, self.wall_ms(peer))
+        self._declare_again(peer)
+
+    def _declare_again(self, peer: Peer) -> None:
+        for put in peer.puts():
+            if put.manifest.sha256 in peer.disk:
+                peer.replica.hold(put.dot, self.wall_ms(peer))
+
+    def truncate(self, peer: Peer, *, only_common: bool) -> None:
+        """Forget the log, up to what all have, or all of it."""
+        cut = peer.vv
+        if only_common:
+            for other in self.peers:
+                theirs = other.vv
+                cut = {origin: min(seq, theirs.get(origin, 0)) for origin, seq in cut.items()}
+        peer.replica.truncate(cut)
+        self.watch(peer)
+
+    # --- what happens to a peer ---
+
+    def restart(self, peer: Peer) -> None:
+        self._start(peer, peer.store, peer.disk)
+
+    def take_image(self, peer: Peer) -> None:
+        peer.images.append(self._copied(Image(peer.replica, frozenset(peer.disk))))
+
+    def _copied(self, image: Image) -> Image:
+        store = self.kind.copy(image.replica.store)
+        # Only the store is the kind's to copy; the rest of the process is plain values.
+        return Image(deepcopy(image.replica, {id(image.replica.store): store}), image.disk)
+
+    def restore(self, peer: Peer, nth: int) -> None:
+        """The machine is set up again from a backup; the process starts anew."""
+        if peer.images:
+            image = self._copied(peer.images[nth % len(peer.images)])
+            self._forget(peer, image.replica.store)
+            self._start(peer, image.replica.store, set(image.disk))
+
+    def lose_disk(self, peer: Peer) -> None:
+        store = self.kind.new()
+        self._forget(peer, store)
+        self._start(peer, store, set())
+
+    def set_catalog_aside(self, peer: Peer) -> None:
+        """The rows do not give the stored sum: start from nothing, but for the bytes (rule 6)."""
+        store = self.kind.new()
+        self._forget(peer, store)
+        self._start(peer, store, peer.disk)
+
+    def resume(self, peer: Peer, nth: int) -> None:
+        """An image of the running machine goes on where it was, and first of all meets a peer that knows better."""
+        told = [
+            (image, other)
+            for image in peer.images
+            for other in self.peers
+            if other is not peer and other.store.seen(image.replica.origin) > image.replica.store.seen(image.replica.origin)
+        ]
+        if not told:
+            return
+        image, other = told[nth % len(told)]
+        image = self._copied(image)
+        disputed = image.replica.origin
+        self._forget(peer, image.replica.store)
+        peer.replica, peer.disk, peer.incoming = image.replica, set(image.disk), None
+        peer.origin = disputed
+        peer.life += 1
+        if nth % 2:
+            self.exchange(other, peer)
+        else:
+            self.exchange(peer, other)
+        assert peer.replica.origin != disputed, f"{peer.me} goes on to write under {disputed}, which has dots it forgot"
+
+    def leave_epoch(self, peer: Peer) -> None:
+        peer.replica.leave_epoch()
+        self.watch(peer)
+
+    def _forget(self, peer: Peer, store: Store) -> None:
+        peer.witnessed = store.version_vector()
+
+    def _start(self, peer: Peer, store: Store, disk: set[bytes]) -> None:
+        peer.replica, peer.disk, peer.incoming = self._replica(peer.me, store), disk, None
+        peer.origin = peer.replica.origin
+        peer.life += 1
+        self.settle(peer)
+        self.watch(peer)
+
+    # --- exchanging logs ---
+
+    def exchange(self, asker: Peer, answerer: Peer, bytes_max: int = NO_LIMIT, cut: int | None = None) -> bool | None:
+        """`asker` gets what it lacks, or the first `cut` ops of it.
+
+        True when it then has all, False when there is more; None when only the whole state can help.
+        """
+        origins = asker.replica.origin, answerer.replica.origin
+        answer = self._answer(Request(asker, answerer, asker.vv, bytes_max))
+        if answer is None:
+            # A refusal too says who refuses, and what it has heard of the asker.
+            asker.replica.meet(answerer.vv, self.wall_ms(asker))
+            self.watch(asker)
+            return None
+        ops = answer.ops[:cut]
+        heard = self.hear(asker, answer.vv, [decode_op(raw) for raw in ops])
+        if origins == (asker.replica.origin, answerer.replica.origin):
+            assert not heard.too_early, f"{answerer.me} sent {asker.me} what it lacks in an order that cannot be applied"
+            assert heard.applied == len(ops), f"{answerer.me} sent {asker.me} what it has"
+        return covers_all(asker.vv, answerer.vv)
+
+    def _answer(self, request: Request) -> Answer | None:
+        answerer = request.answerer
+        answerer.replica.meet(request.vv, self.wall_ms(answerer))
+        self.watch(answerer)
+        suffix = answerer.replica.suffix(request.vv, request.bytes_max)
+        if suffix is None:
+            return None
+        sizes = [len(raw) for raw in suffix.ops]
+        assert len(sizes) <= 1 or sum(sizes) <= request.bytes_max
+        assert sizes or not suffix.more, "nothing was sent and there is more: that never ends"
+        return Answer(request.asker, answerer, answerer.vv, suffix.ops)
+
+    def hear(self, peer: Peer, vv: VersionVector, ops: Iterable[Op]) -> Heard:
+        heard = peer.replica.hear(vv, ops, self.wall_ms(peer))
+        if heard.my_holds:
+            unbacked = [hold for hold in heard.my_holds if not peer.backs(hold.put)]
+            peer.replica.drop(unbacked, self.wall_ms(peer))
+        if heard.my_drops:
+            self._declare_again(peer)
+        self.watch(peer)
+        return heard
+
+    def rumor(self, teller: Peer, hearer: Peer, nth: int) -> None:
+        """Tell one op out of turn, with nothing said about what came before it."""
+        log = list(teller.store.log_after({}))
+        if log:
+            self.hear(hearer, {}, [log[-1 - nth % len(log)]])
+
+    def send(self, asker: Peer, answerer: Peer, bytes_max: int) -> None:
+        self.in_flight.append(Request(asker, answerer, asker.vv, bytes_max))
+
+    def deliver(self, nth: int, *, again: bool) -> None:
+        """A message arrives, however old, in whatever order; `again` leaves a duplicate of it under way."""
+        if not self.in_flight:
+            return
+        at = nth % len(self.in_flight)
+        message = self.in_flight[at]
+        if not self.connected(message.asker, message.answerer):
+            return
+        if not again:
+            del self.in_flight[at]
+        if isinstance(message, Answer):
+            self.hear(message.asker, message.vv, [decode_op(raw) for raw in message.ops])
+            return
+        answer = self._answer(message)
+        if answer is not None:
+            self.in_flight.append(answer)
+        elif message.asker.incoming is None:
+            self.begin_transfer(message.asker, message.answerer)
+
+    def lose_message(self, nth: int) -> None:
+        if self.in_flight:
+            del self.in_flight[nth % len(self.in_flight)]
+
+    # --- exchanging whole states ---
+
+    def begin_transfer(self, receiver: Peer, source: Peer) -> None:
+        """Also starts one afresh that is under way."""
+        receiver.store.clear_stage()
+        snapshot = source.replica.snapshot()
+        receiver.incoming = Transfer(source, source.life, snapshot, iter(snapshot.ops))
+
+    def page(self, receiver: Peer, ops: int) -> None:
+        transfer = receiver.incoming
+        if transfer is None or transfer.complete or not self.connected(receiver, transfer.source):
+            return
+        if transfer.life != transfer.source.life:
+            self.abort_transfer(receiver)
+            return
+        page = list(islice(transfer.pages, ops))
+        receiver.store.stage(page)
+        transfer.complete = len(page) < ops
+        if transfer.complete:
+            # It travels with the last page.
+            receiver.incoming = Transfer(
+                transfer.source,
+                transfer.life,
+                Snapshot(dict(transfer.snapshot.version_vector), ()),
+                iter(()),
+                complete=True,
+            )
+
+    def finish_transfer(self, receiver: Peer) -> None:
+        transfer = receiver.incoming
+        if transfer is not None and transfer.complete:
+            receiver.replica.merge_staged(transfer.snapshot.version_vector, self.wall_ms(receiver))
+            receiver.incoming = None
+            assert not list(receiver.store.staged())
+            self.settle(receiver)
+            self.watch(receiver)
+
+    def abort_transfer(self, receiver: Peer) -> None:
+        receiver.incoming = None
+        receiver.store.clear_stage()
+
+    def take_over(self, receiver: Peer, source: Peer) -> None:
+        """A whole-state merge without a pause."""
+        self._stage_all(receiver, source)
+        self.finish_transfer(receiver)
+
+    def _stage_all(self, receiver: Peer, source: Peer) -> None:
+        self.begin_transfer(receiver, source)
+        self.page(receiver, NO_LIMIT)
+
+    # --- bit rot ---
+
+    def rot(self, peer: Peer, nth: int, *, sum_follows: bool) -> bool:
+        """Rows vanish behind the rules' back: a live put with its holds, or a hold alone."""
+        live = list(peer.store.live())
+        if not live:
+            return False
+        op = live[nth % len(live)]
+        for hold in peer.store.holds_of(op.dot) if isinstance(op, Put) else ():
+            peer.store.remove(hold)
+        peer.store.remove(op)
+        if sum_follows:
+            peer.store.set_state_sum(sum_of_rows(peer.store))
+        return True
+
+    def scrub(self) -> None:
+        for peer in self.peers:
+            if sum_of_rows(peer.store) != peer.store.state_sum():
+                self.set_catalog_aside(peer)
+
+    def unite(self, one: Peer, other: Peer) -> None:
+        """Equal version vectors, unequal sums: each takes what only the other has (rule 6)."""
+        for receiver, source in ((one, other), (other, one)):
+            self.begin_transfer(receiver, source)
+        for peer in (one, other):
+            self.page(peer, NO_LIMIT)
+        for peer in (one, other):
+            before = set(self.dots(peer))
+            peer.replica.repair_from_staged()
+            peer.incoming = None
+            assert before <= set(self.dots(peer)), f"{peer.me} removed what {one.me} and {other.me} disagree about"
+            self.settle(peer)
+
+    # --- what must hold ---
+
+    def dots(self, peer: Peer) -> list[Dot]:
+        return [op.dot for op in peer.store.live()]
+
+    def watch(self, peer: Peer) -> None:
+        """All that must be true of one peer after every step."""
+        store, vv = peer.store, peer.vv
+        log = list(store.log_after({}))
+        self.oracle.record(peer.me, log)
+        self._watch_growth(peer, vv)
+        self._watch_log(peer, vv, log)
+        live = list(store.live())
+        expected = self.oracle.live_under(vv)
+        assert {content_of(op) for op in live} == {content_of(op) for op in expected.values()}, (
+            f"{peer.me} is not what its version vector says: it has "
+            f"{[op for op in live if op.dot not in expected]} too much and lacks {expected.keys() - set(self.dots(peer))}"
+        )
+        assert len(live) == len(expected)
+        assert sum_of_rows(store) == store.state_sum(), f"{peer.me} has rows that do not give its sum"
+
+    def _watch_growth(self, peer: Peer, vv: VersionVector) -> None:
+        left = peer.origin if peer.origin != peer.replica.origin else None
+        for origin, seq in peer.witnessed.items():
+            assert vv.get(origin, 0) >= seq or origin == left, f"{peer.me} knew {origin} up to {seq}, now {vv.get(origin, 0)}"
+        peer.origin, peer.witnessed = peer.replica.origin, vv
+
+    def _watch_log(self, peer: Peer, vv: VersionVector, log: list[Op]) -> None:
+        floors = peer.store.floors()
+        assert covers_all(vv, floors), f"{peer.me} has a floor above its version vector"
+        seqs: dict[Origin, list[int]] = {origin: [] for origin in vv}
+        for op in log:
+            seqs.setdefault(op.dot.origin, []).append(op.dot.seq)
+        for origin, logged in seqs.items():
+            kept = list(range(floors.get(origin, 0) + 1, vv.get(origin, 0) + 1))
+            assert logged == kept, f"{peer.me} logged {logged} of {origin}, and its floor and vector say {kept}"
+
+    # --- healing ---
+
+    def heal(self) -> None:
+        """Everyone meets everyone until nothing changes; then all must be equal, and right."""
+        self.sides = (False,) * len(self.peers)
+        self.in_flight.clear()
+        for peer in self.peers:
+            self.abort_transfer(peer)
+        self._meet_until_quiet()
+        for peer in self.peers:
+            unbacked = [hold for hold in peer.store.holds_by(peer.me) if not peer.backs(hold.put)]
+            assert not unbacked, f"{peer.me} still says it holds {unbacked}"
+            self.settle(peer)
+            self.watch(peer)
+        self._meet_until_quiet()
+        self._check_healed()
+
+    def _meet_until_quiet(self) -> None:
+        for _ in range(ROUNDS_MAX):
+            before = [peer.replica.root() for peer in self.peers]
+            for asker in self.peers:
+                for answerer in self.peers:
+                    if asker is not answerer:
+                        self._catch_up(asker, answerer)
+            if before == [peer.replica.root() for peer in self.peers]:
+                return
+        raise AssertionError(f"peers still have news for each other after {ROUNDS_MAX} rounds")
+
+    def _catch_up(self, asker: Peer, answerer: Peer) -> None:
+        if asker.replica.root() == answerer.replica.root():
+            return
+        if asker.replica.disagrees(answerer.vv, answerer.store.state_sum()):
+            self.unite(asker, answerer)
+            return
+        for _ in range(ROUNDS_MAX):
+            done = self.exchange(asker, answerer)
+            if done is None:
+                self.take_over(asker, answerer)
+            elif done:
+                return
+        raise AssertionError(f"{asker.me} cannot catch up with {answerer.me}")
+
+    def _check_healed(self) -> None:
+        known: VersionVector = {}
+        for peer in self.peers:
+            for origin, seq in peer.witnessed.items():
+                known[origin] = max(seq, known.get(origin, 0))
+        expected = {content_of(op) for op in self.oracle.live_under(known).values()}
+        for peer in self.peers:
+            assert peer.vv == known, f"{peer.me} has not heard everything"
+            assert {content_of(op) for op in peer.store.live()} == expected
+            assert peer.replica.root() == self.peers[0].replica.root()
+            assert peer.store.state_sum() == sum_of_rows(peer.store)
+            for put in peer.puts():
+                held = bool(peer.replica.my_holds_of(put.dot))
+                assert held == (put.manifest.sha256 in peer.disk), f"{peer.me} holds {put.dot}: {held}, its disk does not agree"
