@@ -1,0 +1,338 @@
+"""A network in memory: datagrams and HTTP between peers, with delays, losses and cuts drawn from one seed.
+
+HTTP goes from httpx straight into the other peer's ASGI app, as streams; a request runs in the nursery of the peer
+that serves it and dies with it. A cut link swallows everything, in silence: both ends time out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from random import Random
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import trio
+
+from peer.config import Address
+from peer.env import AsgiApp, Listener, StartError
+
+DELAY_S = (0.0002, 0.002)
+"""One way, the least and the most."""
+
+Trace = Callable[[str, str, str], None]
+"""Is told who did what, and the details."""
+
+
+class Network:
+    """All links between all nodes. A node's name is its address' port, a client's what it calls itself."""
+
+    def __init__(self, chance: Random, trace: Trace, nursery: trio.Nursery) -> None:
+        self._chance = chance
+        self.trace = trace
+        self._nursery = nursery
+        self.loss = 0.0
+        self._servers: dict[int, VirtualListener] = {}
+        self._mailboxes: dict[int, VirtualDatagrams] = {}
+        self._cut: dict[tuple[str, str], None] = {}
+        self.owner_of: dict[int, str] = {}
+        """Which node has which port."""
+
+    # --- faults ---
+
+    def cut(self, sender: str, receiver: str) -> None:
+        """Let nothing pass from one node to another."""
+        self._cut[sender, receiver] = None
+
+    def restore(self, sender: str, receiver: str) -> None:
+        """Let everything pass again."""
+        self._cut.pop((sender, receiver), None)
+
+    def passes(self, sender: str, port: int) -> bool:
+        """Whether anything gets from a node to whoever has this port."""
+        return (sender, self.owner_of.get(port, "")) not in self._cut
+
+    def passes_back(self, port: int, receiver: str) -> bool:
+        """Whether anything gets back from there."""
+        return (self.owner_of.get(port, ""), receiver) not in self._cut
+
+    async def delay(self) -> None:
+        """One way over a link."""
+        await trio.sleep(self._chance.uniform(*DELAY_S))
+
+    # --- ports ---
+
+    def listen(self, listener: VirtualListener) -> None:
+        """Take a port. Raises StartError."""
+        if listener.address.port in self._servers:
+            raise StartError(f"port {listener.address.port} is taken")
+        self._servers[listener.address.port] = listener
+
+    def leave(self, listener: VirtualListener) -> None:
+        """Give a port back."""
+        if self._servers.get(listener.address.port) is listener:
+            del self._servers[listener.address.port]
+
+    def server_at(self, port: int) -> VirtualListener | None:
+        """Who listens on a port."""
+        return self._servers.get(port)
+
+    def bind(self, mailbox: VirtualDatagrams) -> None:
+        """Take a port for datagrams; a dead peer's is taken over."""
+        self._mailboxes[mailbox.address.port] = mailbox
+
+    def send_datagram(self, sender: VirtualDatagrams, payload: bytes, to: Address) -> None:
+        """Let a datagram travel."""
+        self.trace(sender.name, f"datagram to {to.port}", _digest(payload))
+        if self.passes(sender.name, to.port) and self._chance.random() >= self.loss:
+            self._nursery.start_soon(self._deliver, sender.address, payload, to)
+
+    async def _deliver(self, sender: Address, payload: bytes, to: Address) -> None:
+        await self.delay()
+        mailbox = self._mailboxes.get(to.port)
+        if mailbox is not None:
+            mailbox.put(payload, sender)
+
+
+class VirtualDatagrams:
+    """See `peer.env.Datagrams`."""
+
+    INBOX_MAX = 1000
+
+    def __init__(self, network: Network, name: str, address: Address) -> None:
+        self._network = network
+        self.name = name
+        self.address = address
+        self._send, self._receive = trio.open_memory_channel[tuple[bytes, Address]](self.INBOX_MAX)
+        self.is_dead = False
+        network.bind(self)
+
+    async def send(self, payload: bytes, to: Address) -> None:
+        await trio.lowlevel.checkpoint()
+        if not self.is_dead:
+            self._network.send_datagram(self, payload, to)
+
+    async def receive(self) -> tuple[bytes, Address]:
+        return await self._receive.receive()
+
+    def put(self, payload: bytes, sender: Address) -> None:
+        """A datagram arrives; a full inbox loses it."""
+        try:
+            self._send.send_nowait((payload, sender))
+        except trio.WouldBlock:
+            return
+
+
+class VirtualListener:
+    """A port on which a peer's app is served."""
+
+    def __init__(self, network: Network, app: AsgiApp, address: Address, name: str) -> None:
+        self._network = network
+        self.app = app
+        self._address = address
+        self.name = name
+        self.nursery: trio.Nursery | None = None
+        self._closed = trio.Event()
+        self.running = 0
+        self.idle = trio.Event()
+        network.listen(self)
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    async def serve(self) -> None:
+        try:
+            async with trio.open_nursery() as self.nursery:
+                await self._closed.wait()
+        finally:
+            self.nursery = None
+            self._network.leave(self)
+
+    def close(self) -> None:
+        self._network.leave(self)
+        self._closed.set()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a running request."""
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if not self.running:
+                self.idle.set()
+                self.idle = trio.Event()
+
+    def abort(self) -> None:
+        """End everything that runs here."""
+        self.close()
+        if self.nursery is not None:
+            self.nursery.cancel_scope.cancel()
+
+
+class VirtualHttpServer:
+    """See `peer.env.HttpServer`."""
+
+    def __init__(self, network: Network, app: AsgiApp) -> None:
+        self._network = network
+        self._app = app
+        self._listeners: list[VirtualListener] = []
+
+    async def listen(self, address: Address, *, name: str, shared: bool) -> Sequence[Listener]:
+        await trio.lowlevel.checkpoint()
+        listener = VirtualListener(self._network, self._app, address, name)
+        self._listeners.append(listener)
+        return [listener]
+
+    async def shut_down(self, grace_s: float) -> None:
+        for listener in self._listeners:
+            self._network.leave(listener)
+        with trio.move_on_after(grace_s):
+            for listener in self._listeners:
+                while listener.running:
+                    await listener.idle.wait()
+        for listener in self._listeners:
+            listener.abort()
+
+
+class VirtualTransport(httpx.AsyncBaseTransport):
+    """Carries a node's requests to other nodes' apps."""
+
+    def __init__(self, network: Network, name: str) -> None:
+        self._network = network
+        self._name = name
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions.get("timeout", {})
+        port = request.url.port or 80
+        body = b"".join([piece async for piece in request.stream])  # type: ignore[union-attr]
+        self._network.trace(self._name, f"{request.method} {port} {request.url.raw_path.decode()}", _digest(body))
+        await self._network.delay()
+        if not self._network.passes(self._name, port):
+            await _time_out(timeout.get("connect"), httpx.ConnectTimeout, request)
+        listener = self._network.server_at(port)
+        if listener is None or listener.nursery is None:
+            raise httpx.ConnectError(f"port {port} refuses connections", request=request)
+        exchange = _Exchange(listener, request, body)
+        listener.nursery.start_soon(exchange.serve)
+        with trio.move_on_after(_or_for_ever(timeout.get("read"))):
+            await exchange.started.wait()
+            await self._network.delay()
+            if exchange.status is None:
+                raise httpx.ReadError("the peer hung up", request=request)
+            if not self._network.passes_back(port, self._name):
+                await _time_out(timeout.get("read"), httpx.ReadTimeout, request)
+            self._network.trace(self._name, f"answer from {port}", str(exchange.status))
+            stream = _ResponseStream(exchange, timeout.get("read"), request)
+            return httpx.Response(exchange.status, headers=exchange.headers, stream=stream, request=request)
+        raise httpx.ReadTimeout("no answer", request=request)
+
+
+class _Exchange:
+    """One request at the serving end."""
+
+    BODY_PIECES_MAX = 4
+
+    def __init__(self, listener: VirtualListener, request: httpx.Request, body: bytes) -> None:
+        self._listener = listener
+        self._request = request
+        self._body: bytes | None = body
+        self.started = trio.Event()
+        self.status: int | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._send, self.pieces = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
+        self.is_whole = False
+
+    async def serve(self) -> None:
+        """Run the app, in the nursery of its peer."""
+        with self._listener.counted():
+            try:
+                await self._listener.app(self._scope(), self._receive, self._on_message)
+            # What the app could not answer ends the connection, as in the real server.
+            except Exception:  # noqa: BLE001
+                self.is_whole = False
+            finally:
+                self._send.close()
+                self.started.set()
+
+    def _scope(self) -> dict[str, Any]:
+        url = self._request.url
+        path, _, query = url.raw_path.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": self._request.method,
+            "scheme": "http",
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", url.port or 80),
+            "state": {"listener": self._listener.name},
+            "extensions": {},
+        }
+
+    async def _receive(self) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        if self._body is None:
+            # Nothing more will come; a client that leaves is noticed when it is answered.
+            await trio.sleep_forever()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _on_message(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self.started.set()
+            body = bytes(message.get("body", b""))
+            # An empty piece is no end.
+            if body:
+                await self._send.send(body)
+            self.is_whole = not message.get("more_body", False)
+
+
+class _ResponseStream(httpx.AsyncByteStream):
+    """The answer's body at the asking end."""
+
+    def __init__(self, exchange: _Exchange, timeout_s: float | None, request: httpx.Request) -> None:
+        self._exchange = exchange
+        self._timeout_s = timeout_s
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            with trio.move_on_after(_or_for_ever(self._timeout_s)) as limit:
+                try:
+                    piece = await self._exchange.pieces.receive()
+                except trio.EndOfChannel:
+                    break
+            if limit.cancelled_caught:
+                raise httpx.ReadTimeout("the answer stopped", request=self._request)
+            yield piece
+        if not self._exchange.is_whole:
+            raise httpx.ReadError("the peer hung up", request=self._request)
+
+    async def aclose(self) -> None:
+        self._exchange.pieces.close()
+
+
+async def _time_out(after_s: float | None, kind: type[httpx.TimeoutException], request: httpx.Request) -> None:
+    await trio.sleep(_or_for_ever(after_s))
+    raise kind("nothing came back", request=request)
+
+
+def _or_for_ever(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else timeout_s
+
+
+def _digest(payload: bytes) -> str:
+    return blake2b(payload, digest_size=8).hexdigest()

@@ -1,0 +1,307 @@
+"""A simulated cluster: the real Node over a virtual clock, network and disk, in which a seed decides everything."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+import httpx
+import trio
+import trio.testing
+
+from peer.config import Address, Config
+from peer.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, Work
+from peer.node import Node
+from sim.disk import Mount, Platter
+from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
+
+T = TypeVar("T")
+
+log = logging.getLogger("minidfs.sim")
+
+EPOCH_MS = 1_767_225_600_000
+"""The wall clock when a world begins: 2026-01-01T00:00:00Z."""
+
+FIRST_PORT = 9001
+BLOCKING_CALL_S = {Work.HASH: 0.0005, Work.DISK: 0.002, Work.DATABASE_WRITE: 0.003, Work.DATABASE_READ: 0.0005}
+"""At most so much virtual time passes in a blocking call of a kind."""
+
+Scenario = Callable[["World"], Awaitable[None]]
+
+
+@contextmanager
+def deterministic_trio(seed: int) -> Iterator[None]:
+    """Make trio run ready tasks in an order that the seed decides.
+
+    By default trio shuffles each batch of ready tasks by chance, and ties between equal deadlines fall by memory
+    addresses. With its private flag it sorts each batch by age before it shuffles, by its private generator. (Both
+    names are private: a test notices when they move. Importing hypothesis sets the flag too, and seeds the generator
+    anew for each example, so the seed is set here, at the start of each run.)
+    """
+    trio_run: Any = importlib.import_module("trio._core._run")
+    flag_before, state_before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r.getstate()
+    collects = gc.isenabled()
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    trio_run._r.seed(seed)
+    # A collection at a random moment would close forgotten generators at a random moment.
+    gc.disable()
+    try:
+        yield
+    finally:
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = flag_before
+        trio_run._r.setstate(state_before)
+        if collects:
+            gc.enable()
+
+
+class VirtualClock:
+    """The world's time; a peer's wall clock may be off by `offset_ms`."""
+
+    def __init__(self) -> None:
+        self.offset_ms = 0
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def wall_ms(self) -> int:
+        return EPOCH_MS + int(trio.current_time() * 1000) + self.offset_ms
+
+
+class VirtualEnv:
+    """See `peer.env.Env`: one life of a peer in a world."""
+
+    def __init__(self, world: World, name: str, platter: Platter, life: int) -> None:
+        self._world = world
+        self._name = name
+        self._life = life
+        self.clock: Clock = VirtualClock()
+        self.mount = Mount(platter)
+        self.disk: Disk = self.mount
+        self.version = "simulated"
+        self.shares_ports = False
+        self._delays = self.chance("blocking calls")
+        self._datagrams: list[VirtualDatagrams] = []
+        self._listeners: list[VirtualHttpServer] = []
+
+    def chance(self, stream: str) -> Random:
+        return Random(f"{self._world.seed} {self._name} {self._life} {stream}")
+
+    async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._delays.uniform(0, BLOCKING_CALL_S[work]))
+        return call(*args)
+
+    async def open_datagrams(self, address: Address) -> Datagrams:
+        await trio.lowlevel.checkpoint()
+        datagrams = VirtualDatagrams(self._world.network, self._name, address)
+        self._datagrams.append(datagrams)
+        return datagrams
+
+    def http_transport(self) -> httpx.AsyncBaseTransport:
+        return VirtualTransport(self._world.network, self._name)
+
+    def http_server(self, app: AsgiApp) -> HttpServer:
+        return VirtualHttpServer(self._world.network, app)
+
+    def watch_stalls(self, limit_s: float, on_stall: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def fence(self) -> None:
+        """Cut this life off from disk and network: whatever it still does changes nothing."""
+        for datagrams in self._datagrams:
+            datagrams.is_dead = True
+
+
+@dataclass(slots=True)
+class _Machine:
+    """A place for a peer: its disk stays when the peer dies."""
+
+    name: str
+    address: Address
+    platter: Platter = field(default_factory=Platter)
+    lives: int = 0
+    node: Node | None = None
+    env: VirtualEnv | None = None
+    scope: trio.CancelScope | None = None
+    gone: trio.Event | None = None
+
+
+class World:
+    """Peers `node-1`, `node-2`, … and clients. See `run_world`."""
+
+    def __init__(self, seed: int, nursery: trio.Nursery, peers: int, copies: int, heal_interval_s: float) -> None:
+        self.seed = seed
+        self._nursery = nursery
+        self._digest = blake2b(digest_size=16)
+        self.events: list[str] | None = None
+        self.network = Network(Random(f"{seed} network"), self.trace, nursery)
+        self.chance = Random(f"{seed} scenario")
+        self._copies = copies
+        self._heal_interval_s = heal_interval_s
+        self.machines = {
+            f"node-{number}": _Machine(f"node-{number}", Address("127.0.0.1", FIRST_PORT + number - 1))
+            for number in range(1, peers + 1)
+        }
+        for machine in self.machines.values():
+            self.network.owner_of[machine.address.port] = machine.name
+        self.client = httpx.AsyncClient(transport=VirtualTransport(self.network, "client"), timeout=60)
+
+    # --- what happened ---
+
+    def trace(self, who: str, what: str, detail: str) -> None:
+        """Note an event: it becomes part of what two runs of a seed must have in common."""
+        line = f"{trio.current_time():.6f} {who} {what} {detail}"
+        self._digest.update(line.encode() + b"\n")
+        if self.events is not None:
+            self.events.append(line)
+
+    def digest(self) -> str:
+        """Stands for everything that happened so far, in its order."""
+        return self._digest.hexdigest()
+
+    # --- peers ---
+
+    async def start_all(self) -> None:
+        """Start every peer, and wait until each sees all others."""
+        for name in self.machines:
+            await self.start(name)
+        await self.wait_until(self._all_met, 30)
+
+    async def start(self, name: str) -> None:
+        """Start a peer on its disk; returns once it has joined its cluster."""
+        machine = self.machines[name]
+        machine.lives += 1
+        env = VirtualEnv(self, name, machine.platter, machine.lives)
+        others = tuple(other.address for other in self.machines.values() if other is not machine)
+        config = Config(
+            node_id=name,
+            listen=machine.address,
+            data=Path(name),
+            join=others,
+            cluster_id="00" * 16,
+            copies=self._copies,
+            heal_interval_s=self._heal_interval_s,
+        )
+        machine.env, machine.node, machine.gone = env, Node(config, env), trio.Event()
+        self.trace(name, "starts", f"life {machine.lives}")
+        self._nursery.start_soon(self._live, machine)
+        await self.wait_until(lambda: machine.node is not None and machine.node.services is not None, 30)
+
+    async def _live(self, machine: _Machine) -> None:
+        node, env, gone = machine.node, machine.env, machine.gone
+        assert node is not None
+        assert env is not None
+        assert gone is not None
+        try:
+            with trio.CancelScope() as machine.scope:
+                await node.run()
+        # The clean-up of a peer whose power is gone fails here and there; anything else is a bug.
+        except BaseException:
+            if not env.mount.is_cut:
+                raise
+        finally:
+            gone.set()
+
+    async def crash(self, name: str) -> None:
+        """Cut a peer's power: first its disk and network are dead, then its tasks end."""
+        machine = self.machines[name]
+        assert machine.env is not None
+        assert machine.scope is not None
+        assert machine.gone is not None
+        self.trace(name, "crashes", "")
+        machine.env.fence()
+        machine.platter.crash()
+        machine.scope.cancel()
+        await machine.gone.wait()
+        machine.node = None
+
+    async def stop(self, name: str) -> None:
+        """Let a peer finish and end."""
+        machine = self.machines[name]
+        assert machine.node is not None
+        assert machine.gone is not None
+        self.trace(name, "stops", "")
+        machine.node.stop()
+        await machine.gone.wait()
+        machine.node = None
+
+    def live_nodes(self) -> list[Node]:
+        """The peers that run and have joined."""
+        nodes = [machine.node for machine in self.machines.values()]
+        return [node for node in nodes if node is not None and node.services is not None]
+
+    def _all_met(self) -> bool:
+        return all(
+            node.services is not None and len(node.services.state.membership.reachable()) == len(self.machines) - 1
+            for node in self.live_nodes()
+        )
+
+    # --- clients ---
+
+    async def request(self, name: str, method: str, path: str, **more: Any) -> httpx.Response:
+        """A client's request to a peer. Raises httpx.HTTPError."""
+        return await self.client.request(method, f"http://{self.machines[name].address}{path}", **more)
+
+    async def upload(self, name: str, filename: str, content: bytes, file_id: str | None = None) -> httpx.Response:
+        """A client's upload, as curl sends it. Raises httpx.HTTPError."""
+        boundary = "-- a boundary of the simulated client --".replace(" ", "-")
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\n'
+        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        query = f"?file_id={file_id}" if file_id else ""
+        return await self.request(name, "POST", f"/files{query}", content=body, headers=headers)
+
+    # --- time ---
+
+    async def wait_until(self, condition: Callable[[], bool], limit_s: float) -> None:
+        """Let virtual time pass until something holds. Raises trio.TooSlowError."""
+        with trio.fail_after(limit_s):
+            # Conditions are about many peers at once, and looking costs no real time.
+            while not condition():  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+    def have_converged(self) -> bool:
+        """Whether all running peers have equal version vectors and states, and nobody lacks a copy."""
+        roots = [node.services.state.replica.root() for node in self.live_nodes() if node.services]
+        return len(dict.fromkeys(roots)) <= 1 and not any(map(_lacks_copies, self.live_nodes()))
+
+
+def _lacks_copies(node: Node) -> bool:
+    assert node.services is not None
+    query = "SELECT EXISTS (SELECT 1 FROM queue WHERE status = 'PENDING')"
+    return bool(node.services.state.database.reader.execute(query).fetchone()[0])
+
+
+def run_world(
+    seed: int,
+    scenario: Scenario,
+    *,
+    peers: int = 3,
+    copies: int = 3,
+    heal_interval_s: float = 30.0,
+    keep_events: bool = False,
+) -> tuple[str, list[str]]:
+    """Run a scenario in a world of its own; returns the digest of its trace, and the trace if it is to be kept."""
+
+    async def main() -> tuple[str, list[str]]:
+        async with trio.open_nursery() as nursery:
+            world = World(seed, nursery, peers, copies, heal_interval_s)
+            world.events = [] if keep_events else None
+            await scenario(world)
+            result = world.digest(), world.events or []
+            for name, machine in world.machines.items():
+                if machine.node is not None:
+                    await world.crash(name)
+            nursery.cancel_scope.cancel()
+        return result
+
+    with deterministic_trio(seed):
+        return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
