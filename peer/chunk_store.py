@@ -50,6 +50,14 @@ class FreshChunk:
     content: bytes | None
 
 
+class _Staged(NamedTuple):
+    """A chunk that waits for its put, until when, and how often it was brought: equal ones may belong to several."""
+
+    chunk: FreshChunk
+    until: float
+    times: int
+
+
 class ChunkRow(NamedTuple):
     """Where a chunk is: in the database, or in the file of this serial."""
 
@@ -118,37 +126,37 @@ class ChunkStore:
         self.inline_bytes_max = config.inline_bytes_max
         self._folders: set[str] = set()
         self._verified: OrderedDict[bytes, tuple[FileIdentity, float]] = OrderedDict()
-        self._staged: dict[bytes, tuple[FreshChunk, float]] = {}
+        self._staged: dict[bytes, _Staged] = {}
         self._unused: list[str] = []
         self._has_unused = trio.Event()
         database.on_unused_files = self._note_unused
 
     # --- start ---
 
-    def open(self) -> list[bytes]:
-        """Remove what a crash left behind; returns the chunks whose files have vanished."""
+    def open(self) -> list[tuple[bytes, int]]:
+        """Remove what a crash left behind; returns hash and serial of the chunks whose files have vanished."""
         for folder in (_INCOMING, _CHUNKS):
             self.disk.make_folder(folder)
         for name, _ in self.disk.list_files(_INCOMING):
             self.disk.remove(f"{_INCOMING}/{name}")
-        vanished: list[bytes] = []
+        vanished: list[tuple[bytes, int]] = []
         for prefix in range(256):
             vanished += self._take_stock(bytes([prefix]))
         return vanished
 
-    def _take_stock(self, prefix: bytes) -> list[bytes]:
+    def _take_stock(self, prefix: bytes) -> list[tuple[bytes, int]]:
         """Compare one folder with the rows it belongs to: nameless files go, fileless rows are reported."""
         folder = f"{_CHUNKS}/{prefix.hex()}"
         rows = self._database.reader.execute(
             "SELECT hash, serial FROM chunks WHERE serial IS NOT NULL AND hash >= ? AND hash < ? ORDER BY hash",
             (prefix, prefix + b"\xff" * 32),
         ).fetchall()
-        expected = {chunk_file_name(name, serial): name for name, serial in rows}
+        expected = {chunk_file_name(name, serial): (name, serial) for name, serial in rows}
         found = {f"{folder}/{name}": None for name, _ in self.disk.list_files(folder)}
         for path in found:
             if path not in expected:
                 self.disk.remove(path)
-        return [name for path, name in expected.items() if path not in found]
+        return [chunk for path, chunk in expected.items() if path not in found]
 
     # --- writing ---
 
@@ -167,15 +175,23 @@ class ChunkStore:
         self.disk.sync_folder(folder)
 
     def discard(self, fresh: Iterable[FreshChunk]) -> None:
-        """Remove fresh chunks that will not be adopted."""
+        """Remove fresh chunks that will not be adopted; one that was, by a commit thought to have failed, stays."""
         for chunk in fresh:
-            if chunk.serial is not None:
+            row = self.row(chunk.hash)
+            if chunk.serial is not None and (row is None or row.serial != chunk.serial):
                 self.disk.remove(chunk_file_name(chunk.hash, chunk.serial))
 
     def open_fresh(self, chunk: FreshChunk) -> ReadableFile:
-        """The file of a chunk this process wrote and hashed. Raises ChunkMissing."""
+        """The file of a chunk this process wrote and hashed, or of the equal one that was kept. Raises ChunkMissing."""
         assert chunk.serial is not None, "chunks in the database have no file"
-        return self.disk.open(chunk_file_name(chunk.hash, chunk.serial))
+        try:
+            return self.disk.open(chunk_file_name(chunk.hash, chunk.serial))
+        except ChunkMissing:
+            # Of equal chunks, in one file or in an upload sent again, one is adopted and the others are discarded.
+            row = self.row(chunk.hash)
+            if row is None or row.serial is None:
+                raise
+            return self.disk.open(chunk_file_name(chunk.hash, row.serial))
 
     async def write_whole(self, content: bytes) -> FreshChunk:
         """A fresh chunk of these bytes. Raises NoSpace, StoreError."""
@@ -197,25 +213,35 @@ class ChunkStore:
     def stage(self, chunk: FreshChunk) -> FreshChunk | None:
         """Keep a chunk for the put that will name it; returns one of equal bytes it replaces, to be discarded."""
         replaced = self._staged.pop(chunk.hash, None)
-        self._staged[chunk.hash] = (chunk, self._env.clock.now() + STAGED_FOR_S)
-        return replaced[0] if replaced else None
+        times = replaced.times + 1 if replaced else 1
+        self._staged[chunk.hash] = _Staged(chunk, self._env.clock.now() + STAGED_FOR_S, times)
+        return replaced.chunk if replaced else None
 
-    def staged(self, name: bytes) -> FreshChunk | None:
-        """The staged chunk of this hash."""
+    def withdraw(self, name: bytes) -> FreshChunk | None:
+        """One put that would have named this chunk will not come; returns it, to be discarded, if no other may."""
         found = self._staged.get(name)
-        return found[0] if found else None
+        if found is None:
+            return None
+        if found.times > 1:
+            self._staged[name] = found._replace(times=found.times - 1)
+            return None
+        return self.claim(name)
 
-    def unstage(self, chunks: Iterable[FreshChunk]) -> None:
-        """Forget staged chunks that were adopted."""
-        for chunk in chunks:
-            if self.staged(chunk.hash) is chunk:
-                del self._staged[chunk.hash]
+    def is_staged(self, name: bytes) -> bool:
+        """Whether a chunk of this hash is staged."""
+        return name in self._staged
+
+    def claim(self, name: bytes) -> FreshChunk | None:
+        """The staged chunk of this hash, the caller's alone from now on: to adopt, to stage again, or to discard."""
+        found = self._staged.pop(name, None)
+        return found.chunk if found else None
 
     def take_expired(self) -> list[FreshChunk]:
         """Staged chunks whose put never came, to be discarded."""
         now = self._env.clock.now()
-        expired = [chunk for chunk, until in self._staged.values() if until <= now]
-        self.unstage(expired)
+        expired = [staged.chunk for staged in self._staged.values() if staged.until <= now]
+        for chunk in expired:
+            del self._staged[chunk.hash]
         return expired
 
     # --- reading ---
@@ -270,11 +296,8 @@ class ChunkStore:
         if offset != size or digest.digest() != name:
             raise ChunkCorrupt(f"the file of chunk {name.hex()} no longer gives its hash")
 
-    async def read_whole(self, name: bytes) -> bytes:
+    async def read_whole(self, name: bytes, row: ChunkRow) -> bytes:
         """A chunk's bytes, verified. Raises ChunkMissing, ChunkCorrupt, StoreError."""
-        row = self.row(name)
-        if row is None:
-            raise ChunkMissing(f"chunk {name.hex()} is not here")
         if row.serial is None:
             return self.read_inline(name, row)
         return await self._env.run_blocking(Work.DISK, self._read_whole, name, row)

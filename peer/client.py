@@ -80,6 +80,10 @@ class PeerClient:
         """Stage a chunk at a peer; returns when it is synced there. Raises PeerUnreachable."""
         await self._call(peer, "PUT", f"/peer/chunks/{name.hex()}", content, {"content-length": str(size)})
 
+    async def withdraw_chunks(self, peer: Member, names: list[bytes]) -> None:
+        """Have a peer let go of chunks staged there: their put will not come. Raises PeerUnreachable."""
+        await self._call(peer, "POST", "/peer/chunks/withdraw", codec.pack(names))
+
     @asynccontextmanager
     async def snapshot(self, peer: Member) -> AsyncIterator[AsyncIterator[bytes]]:
         """The whole state of a peer as the frames `snapshot_frames` makes. Raises PeerUnreachable."""
@@ -102,7 +106,8 @@ class PeerClient:
         """Ask whether a peer serves at all. Raises PeerUnreachable."""
         with _translated(address):
             response = await self._http.get(f"http://{address}/health")
-            response.raise_for_status()
+        if response.status_code != httpx.codes.OK:
+            raise PeerUnreachable(f"{address} answered {response.status_code}")
 
     async def cluster_id_at(self, address: str) -> object:
         """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""
@@ -161,7 +166,8 @@ async def join(env: Env, address: str, cluster_id: str, me: Member | None) -> tu
     async with httpx.AsyncClient(transport=env.http_transport(), trust_env=False, timeout=CONNECT_TIMEOUT_S) as http:
         with _translated(address):
             response = await http.post(f"http://{address}/peer/join", content=body)
-            response.raise_for_status()
+    if response.status_code != httpx.codes.OK:
+        raise PeerUnreachable(f"{address} answered {response.status_code}: {response.text[:200]}")
     try:
         cluster_id, members = codec.read_list(codec.unpack(response.content), 2)
         return codec.read_text(cluster_id, messages.CLUSTER_ID_CHARS_MAX), messages.read_members(members)

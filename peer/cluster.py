@@ -325,9 +325,9 @@ def _describe_left_over(port: int, left_over: dict[str, str]) -> str:
     return f"{sentence}; stop it with: {stop.format(*left_over.values())}" if all(left_over.values()) else sentence
 
 
-async def _ask_health(client: httpx.AsyncClient, address: Address) -> dict[str, object] | None:
+async def _ask_health(client: httpx.AsyncClient, address: Address, path: str = "/health") -> dict[str, object] | None:
     try:
-        answer = await client.get(f"http://{address}/health")
+        answer = await client.get(f"http://{address}{path}")
         body = answer.json() if answer.is_success else None
     except (httpx.HTTPError, ValueError):
         return None
@@ -565,7 +565,8 @@ class LocalCluster:
     async def _wait_until_it_answers(self, peer: _Peer, run: _Run) -> None:
         with trio.move_on_after(START_TIMEOUT_S):
             while not run.ended.is_set():
-                health = await _ask_health(self._client, peer.address)
+                # Before it is ready a peer answers /health only, and everything else with 503.
+                health = await _ask_health(self._client, peer.address, "/health/ready")
                 # Somebody else may have taken the port in between; that one must not pass for the peer.
                 if health is not None and health.get("node_id") == peer.node_id and not run.ended.is_set():
                     self._tell_lines(peer, run.log.new_lines())

@@ -30,6 +30,8 @@ log = logging.getLogger("minidfs.database")
 STEPS_WAITING_MAX = 1024
 """Steps that may wait for the writer; whoever comes later waits to be let in."""
 
+_STOPPED = "this peer is stopping; nothing more is written"
+
 
 @dataclass(slots=True, eq=False)
 class _Step(Generic[T]):
@@ -66,6 +68,8 @@ class Database:
         self.on_uncertain: Callable[[], None] = lambda: None
         self.on_unused_files: Callable[[list[str]], None] = lambda names: None
         self._unused_files: list[str] = []
+        self._is_clean = True
+        """False after a roll-back that failed too: it is tried again before anything else is written."""
         self._publish()
         self.commits = 0
         self.steps = 0
@@ -76,25 +80,45 @@ class Database:
         """Run `step` in a transaction and return its result once that is on the disk.
 
         `step` runs on the writer's thread, may run again after a roll-back, and must change nothing but the store (and
-        memory the store or the rules keep). Cancelling does not undo it. Raises NoSpace or StoreError when nothing of
-        it was written, or when that is unknown; and what `step` raises, after rolling it back.
+        memory the store or the rules keep). Once handed in it cannot be cancelled: the caller may own what the step
+        adopts, and must hear what became of it. Raises NoSpace or StoreError when nothing of it was written, or when
+        that is unknown; and what `step` raises, after rolling it back.
         """
         waiting = _Step(step)
-        await self._send.send(waiting)
-        await waiting.done.wait()
+        try:
+            await self._send.send(waiting)
+        except trio.BrokenResourceError:
+            raise StoreError(_STOPPED) from None
+        with trio.CancelScope(shield=True):
+            await waiting.done.wait()
         if waiting.error is not None:
             raise waiting.error
         return waiting.result  # type: ignore[return-value]
 
     async def run(self) -> None:
         """The writer: commits whatever waits, until cancelled."""
+        batch: list[_Step[Any]] = []
+        try:
+            await self._commit_batches(batch)
+        finally:
+            # Whoever waits must not wait for ever.
+            for step in batch + self._take_waiting():
+                if not step.done.is_set():
+                    step.error = StoreError(_STOPPED)
+                    step.done.set()
+            self._receive.close()
+
+    def _take_waiting(self) -> list[_Step[Any]]:
+        waiting: list[_Step[Any]] = []
+        while True:
+            try:
+                waiting.append(self._receive.receive_nowait())
+            except trio.WouldBlock:
+                return waiting
+
+    async def _commit_batches(self, batch: list[_Step[Any]]) -> None:
         async for first in self._receive:
-            batch = [first]
-            while True:
-                try:
-                    batch.append(self._receive.receive_nowait())
-                except trio.WouldBlock:
-                    break
+            batch[:] = [first, *self._take_waiting()]
             with trio.CancelScope(shield=True):
                 await self._env.run_blocking(Work.DATABASE_WRITE, self._commit, batch)
             self._publish()
@@ -131,6 +155,8 @@ class Database:
         committing = False
         try:
             with translated_errors():
+                if not self._is_clean:
+                    self._roll_back()
                 self._writer.execute("BEGIN IMMEDIATE")
                 for step in batch:
                     step.result = step.run()
@@ -138,10 +164,11 @@ class Database:
                 committing = True
                 self._writer.execute("COMMIT")
         except BaseException:
-            self._roll_back()
             if committing:
                 log.exception("a commit failed and may or may not be on the disk; writing on under a new epoch")
                 self.on_uncertain()
+            with translated_errors():
+                self._roll_back()
             raise
         self._unused_files += self.store.unused_files
         self.store.unused_files.clear()
@@ -149,9 +176,11 @@ class Database:
         self.steps += len(batch)
 
     def _roll_back(self) -> None:
+        self._is_clean = False
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
         self.store.reload()
+        self._is_clean = True
 
     # --- reading ---
 

@@ -102,7 +102,7 @@ class Downloads:
             return FileSpan(file, part.first, part.count)
         except (ChunkMissing, ChunkCorrupt) as error:
             log.error("%s; reading it from another peer", error)
-            await self._state.lose_chunk(part.chunk.hash)
+            await self._state.lose_chunk(part.chunk.hash, row.serial)
         except StoreError as error:
             log.error("%s; reading the chunk from another peer", error)
         return None

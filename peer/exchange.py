@@ -119,9 +119,20 @@ class Exchanger:
         state = self._state
         self.learn((request.sender, *request.members))
         ops = await self._decode(request.ops)
-        fresh, rows = await self._find_content(request, ops)
-        answered = await state.database.write(lambda: self._answer(request, ops, fresh, rows))
-        state.chunks.unstage(answered.adopted)
+        inline = self._inline_content(request)
+        wanted = self._wanted_content(request, ops)
+        rows = await state.verified_rows(
+            [chunk for chunk in wanted if chunk.hash not in inline and not state.chunks.is_staged(chunk.hash)], {}
+        )
+        # From here to the commit they are ours alone.
+        claimed = [staged for chunk in wanted if (staged := state.chunks.claim(chunk.hash)) is not None]
+        fresh = {chunk.hash: chunk for chunk in claimed} | inline
+        adopted: list[FreshChunk] = []
+        try:
+            answered = await state.database.write(lambda: self._answer(request, ops, fresh, rows))
+            adopted = answered.adopted
+        finally:
+            await self._stage_again(claimed, adopted)
         if answered.applied or answered.adopted:
             state.news.ring()
         self.link(request.sender.node_id).known_vv = request.vv
@@ -136,28 +147,31 @@ class Exchanger:
             return [decode_op(raw) for raw in raws]
         return await self._state.env.run_blocking(Work.HASH, lambda: [decode_op(raw) for raw in raws])
 
-    async def _find_content(
-        self, request: ExchangeRequest, ops: Sequence[Op]
-    ) -> tuple[dict[bytes, FreshChunk], dict[bytes, ChunkRow]]:
-        """The chunks of the files a peer asks us to hold, from its message, staged before, or here already."""
-        if not request.hold:
-            return {}, {}
-        state = self._state
-        fresh: dict[bytes, FreshChunk] = {}
-        for content in request.chunks:
-            if len(content) > state.config.inline_bytes_max:
+    def _inline_content(self, request: ExchangeRequest) -> dict[bytes, FreshChunk]:
+        """The chunks in the message. Raises MalformedMessage."""
+        contents: dict[bytes, FreshChunk] = {}
+        for content in request.chunks if request.hold else ():
+            if len(content) > self._state.config.inline_bytes_max:
                 raise MalformedMessage(f"a chunk of {len(content)} bytes inside a message")
             name = blake3(content).digest()
-            fresh[name] = FreshChunk(name, len(content), None, content)
+            contents[name] = FreshChunk(name, len(content), None, content)
+        return contents
+
+    def _wanted_content(self, request: ExchangeRequest, ops: Sequence[Op]) -> list[Chunk]:
+        """The chunks of the files a peer asks us to hold."""
         sent = {op.dot: op for op in ops if isinstance(op, Put)}
-        wanted = dict.fromkeys(
-            chunk for dot in request.hold for chunk in self._chunks_of(sent.get(dot) or self._known_put(dot))
-        )
-        for chunk in wanted:
-            staged = state.chunks.staged(chunk.hash)
-            if staged is not None:
-                fresh.setdefault(chunk.hash, staged)
-        return fresh, await state.verified_rows(wanted, fresh)
+        chunks = (chunk for dot in request.hold for chunk in self._chunks_of(sent.get(dot) or self._known_put(dot)))
+        return list(dict.fromkeys(chunks))
+
+    async def _stage_again(self, claimed: Sequence[FreshChunk], adopted: Sequence[FreshChunk]) -> None:
+        """What was claimed and not adopted may still be of use, unless this peer has the chunk by now."""
+        kept = {id(chunk) for chunk in adopted}
+        chunks = self._state.chunks
+        left = [chunk for chunk in claimed if id(chunk) not in kept]
+        replaced = [chunk if chunks.row(chunk.hash) else chunks.stage(chunk) for chunk in left]
+        unwanted = [chunk for chunk in replaced if chunk is not None]
+        if unwanted:
+            await self._state.env.run_blocking(Work.DISK, chunks.discard, unwanted)
 
     def _known_put(self, dot: Dot) -> Put | None:
         found = self._state.put_row(dot)

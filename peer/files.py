@@ -47,7 +47,8 @@ class Files:
         Raises NobodyToAsk when it would take one of them to know, and none answers.
         """
         found = self._state.shown(file_key)
-        if found is not None or len(self._state.membership.members()) == 1:
+        targets = self._state.placement.targets_of(file_key, self._state.config.copies)
+        if found is not None or all(target == self._state.me for target in targets):
             return found
         answered = await self._uploads.ask_targets(file_key)
         found = self._state.shown(file_key)

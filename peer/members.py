@@ -7,6 +7,7 @@ from itertools import groupby
 
 from peer.catalog_store import SqliteStore, select_puts
 from peer.database import Database
+from peer.env import StoreError
 from peer.state import Placement
 from protocol.identity import NodeId
 from protocol.messages import Member
@@ -50,7 +51,13 @@ async def update_placement(database: Database, placement: Placement, members: tu
     changed = [partition for partition in range(PARTITIONS) if placement.ranks[partition] != ranks[partition]]
     for start in range(0, len(changed), PARTITIONS_A_STEP):
         some = {partition: ranks[partition] for partition in changed[start : start + PARTITIONS_A_STEP]}
-        await database.write(lambda some=some: _rerank(database.store, placement, some))  # type: ignore[misc]
+        before = {partition: placement.ranks[partition] for partition in some}
+        try:
+            await database.write(lambda some=some: _rerank(database.store, placement, some))  # type: ignore[misc]
+        except StoreError:
+            for partition, ranked in before.items():
+                placement.ranks[partition] = ranked
+            raise
 
 
 def _rerank(store: SqliteStore, placement: Placement, ranks: dict[int, list[NodeId]]) -> None:

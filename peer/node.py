@@ -192,8 +192,9 @@ class Node:
         return self._wire(state, datagrams)
 
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
-        """A step: this start gets a higher incarnation than all before."""
+        """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""
         store = database.store
+        store.clear_stage()
         set_meta_value(store.connection, "cluster_id", cluster_id)
         members = load_members(store.connection)
         lives = [member.incarnation for member in members if member.node_id == self.config.node_id]
@@ -203,8 +204,8 @@ class Node:
 
     async def _take_stock(self, state: PeerState) -> None:
         vanished = await self.env.run_blocking(Work.DISK, state.chunks.open)
-        for name in vanished:
-            await state.lose_chunk(name)
+        for name, serial in vanished:
+            await state.lose_chunk(name, serial)
 
     def _wire(self, state: PeerState, datagrams: Datagrams) -> Services:
         gossip = Gossip(state, datagrams, lambda: self._on_members(state), self._on_met)
@@ -243,7 +244,7 @@ class Node:
             return
         with suppress(PeerUnreachable, StoreError):
             await self.services.exchanger.exchange(node_id)
-        self.services.repair.kick()
+        self.services.repair.retry_now()
 
     async def _announce(self, services: Services) -> None:
         """Tell the peers to join of us until one has answered, unless we know others already."""
@@ -287,6 +288,8 @@ class Node:
                 async with trio.open_nursery() as nursery:
                     for listener in listeners:
                         nursery.start_soon(listener.serve)
+            if self.is_stopping:
+                return
             log.warning("stopped serving %s; taking it again", facade)
             await trio.sleep(FACADE_RETRY_S)
 

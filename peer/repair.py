@@ -109,6 +109,12 @@ class Repair:
         """Repair now."""
         self._wanted.set()
 
+    def retry_now(self) -> None:
+        """Repair now, also what failed a short while ago: a peer has come back that may have it."""
+        for attempt in self.attempts.values():
+            attempt.not_before = 0.0
+        self.kick()
+
     async def _watch_news(self) -> None:
         while True:
             await self._state.news.wait_ring()
@@ -209,28 +215,27 @@ class Repair:
         if put.manifest.chunks is None:
             self._fail(put.dot, "no peer has content for it; upload it with this file_id")
             return
+        fresh: dict[bytes, FreshChunk] = {}
         try:
             rows = await self._state.verified_rows(put.manifest.chunks, {})
-            fresh: dict[bytes, FreshChunk] = {}
             for chunk in put.manifest.chunks:
                 if chunk.hash not in rows and chunk.hash not in fresh:
                     fresh[chunk.hash] = await self._fetch_chunk(put, chunk)
             await self._declare([put], fresh, self._downloads.source_of(put), rows)
         except (Unfetchable, StoreError) as error:
+            await self._discard([old for chunk in fresh.values() if (old := self._state.chunks.stage(chunk))])
             self._fail(put.dot, str(error))
 
     async def _fetch_chunk(self, put: Put, chunk: Chunk) -> FreshChunk:
-        """A chunk, staged by an earlier attempt or fetched now; it stays staged until the whole file is here."""
-        staged = self._state.chunks.staged(chunk.hash)
+        """A chunk, staged by an earlier attempt or fetched now; ours alone until the whole file is here."""
+        staged = self._state.chunks.claim(chunk.hash)
         if staged is not None:
             return staged
         try:
             content = await self._downloads.fetch(put, chunk)
         except ContentUnavailable as error:
             raise Unfetchable(str(error)) from error
-        fresh = await self._state.chunks.write_whole(content)
-        await self._discard([replaced] if (replaced := self._state.chunks.stage(fresh)) else [])
-        return fresh
+        return await self._state.chunks.write_whole(content)
 
     async def _declare(
         self,
@@ -248,7 +253,6 @@ class Repair:
             return adopted, known
 
         adopted, known = await state.database.write(step)
-        state.chunks.unstage(fresh.values())
         kept = {id(chunk) for chunk in adopted}
         await self._discard([chunk for chunk in fresh.values() if id(chunk) not in kept])
         for put in puts:
@@ -276,6 +280,10 @@ class Repair:
         attempt.last_attempt_ms = self._state.wall_ms()
 
     def _fail(self, dot: Dot, error: str) -> None:
+        if self._state.put_row(dot) is None:
+            # Deleted or overwritten in the meantime: nobody has it, and nobody misses it.
+            self.attempts.pop(dot, None)
+            return
         attempt = self.attempts.setdefault(dot, Attempt())
         attempt.status = ItemStatus.FAILED
         attempt.error = error

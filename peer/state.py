@@ -133,13 +133,13 @@ class PeerState:
             return []
         row_id, live = found
         chunks = live.manifest.chunks or ()
-        adopted: list[FreshChunk] = []
-        if not store.is_held(put):
-            if not all(chunk.hash in fresh or self._is_still(chunk.hash, rows.get(chunk.hash)) for chunk in chunks):
-                return []
-            adopted = [fresh[name] for name in dict.fromkeys(chunk.hash for chunk in chunks) if name in fresh]
-            adopt(store, adopted)
-            store.mark_held(row_id, chunks)
+        is_whole = all(chunk.hash in fresh or self._is_still(chunk.hash, rows.get(chunk.hash)) for chunk in chunks)
+        if not is_whole and not store.is_held(put):
+            return []
+        # Of a put held already too: bytes that just came take the place of some that may have rotted.
+        adopted = [fresh[name] for name in dict.fromkeys(chunk.hash for chunk in chunks) if name in fresh]
+        adopt(store, adopted)
+        store.mark_held(row_id, chunks)
         self.replica.hold(put, self.wall_ms(), recovered=recovered)
         return adopted
 
@@ -159,15 +159,23 @@ class PeerState:
         store.release(found[0], found[1].manifest.chunks or ())
         self.replica.drop(self.replica.my_holds_of(put), self.wall_ms())
 
-    async def lose_chunk(self, name: bytes) -> None:
-        """A chunk turned out missing or corrupt: give up the files it is part of, so that they are repaired."""
-        keys = await self.database.write(lambda: self.give_up_chunk(name))
-        log.error("chunk %s is no longer good; gave up %d files it is part of", name.hex(), len(keys))
-        self.news.ring()
+    async def lose_chunk(self, name: bytes, serial: int | None) -> None:
+        """A chunk turned out missing or corrupt: give up the files it is part of, so that they are repaired.
 
-    def give_up_chunk(self, name: bytes) -> list[str]:
-        """A step: a chunk is missing or corrupt; give up every held file it is part of, and return their keys."""
+        `serial` says which file it was (None: the database). Nothing happens when the chunk has another by now: then
+        it was deleted, or stored anew, between looking it up and reading it.
+        """
+        keys = await self.database.write(lambda: self.give_up_chunk(name, serial))
+        if keys:
+            log.error("chunk %s is no longer good; gave up %d files it is part of", name.hex(), len(keys))
+            self.news.ring()
+
+    def give_up_chunk(self, name: bytes, serial: int | None) -> list[str]:
+        """A step: give up every held file a chunk is part of, if it still is where it was; returns their keys."""
         store = self.database.store
+        row = store.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (name,)).fetchone()
+        if row is None or row[0] != serial:
+            return []
         held = [
             put
             for _, put in select_puts(store.connection, "WHERE puts.held AND instr(puts.chunks, ?) > 0", name)

@@ -56,10 +56,13 @@ STALL_LOOKS = 8
 
 
 class SystemClock:
-    """trio's clock and the machine's wall clock."""
+    """trio's clock, readable from any thread, and the machine's wall clock."""
+
+    def __init__(self) -> None:
+        self._clock = trio.lowlevel.current_clock()
 
     def now(self) -> float:
-        return trio.current_time()
+        return self._clock.current_time()
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -166,6 +169,8 @@ class SystemDatabaseFile:
 
     def connect_writer(self) -> sqlite3.Connection:
         connection = self._connect()
+        # Has an effect on a new database only: its size can follow the files there are, not those there ever were.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         # Only macOS knows a difference between the two syncs.
@@ -279,7 +284,8 @@ class SystemDatagrams:
         self._socket = sock
 
     async def send(self, payload: bytes, to: Address) -> None:
-        with suppress(OSError):
+        # ValueError: a name that cannot be one, for example with a part too long for the name service.
+        with suppress(OSError, ValueError):
             await self._socket.sendto(payload, (to.host, to.port))
 
     async def receive(self) -> tuple[bytes, Address]:
@@ -369,7 +375,7 @@ async def _bound(address: Address, kind: socket.SocketKind, *, shared: bool) -> 
 
 
 class SystemEnv:
-    """See `peer.env.Env`."""
+    """See `peer.env.Env`; made inside the trio run it is for."""
 
     def __init__(self, data: Path) -> None:
         self.clock: Clock = SystemClock()

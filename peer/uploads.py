@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -29,6 +30,9 @@ log = logging.getLogger("minidfs.uploads")
 
 PATIENCE_MAX = 5
 """A target that gives signs of life may take this many times `target_timeout_s`."""
+
+WITHDRAWN_MAX = 1024
+"""Chunks in one message that says they are not needed."""
 
 Pieces = AsyncIterator[bytes]
 
@@ -101,13 +105,22 @@ class Uploads:
                 if new.file_key is not None:
                     await self.ask_targets(file_key)
                 put = await self._commit(intake, new, file_key)
-            except BaseException:
+            except BaseException as error:
                 with trio.CancelScope(shield=True):
                     await intake.discard()
+                if isinstance(error, Exception):
+                    await self._call_off(list(pushers.values()))
                 raise
             deliveries = await self._deliver(put, targets, pushers)
         holders = self._state.holders(put.dot)
         return Receipt(put, tuple(deliveries), tuple(holders))
+
+    async def _call_off(self, pushers: Sequence[_Pusher]) -> None:
+        """Leave nothing of a broken-off upload at its targets; where that fails, their lease on it lapses."""
+        with trio.move_on_after(self._state.config.target_timeout_s):
+            async with trio.open_nursery() as nursery:
+                for pusher in pushers:
+                    nursery.start_soon(pusher.call_off)
 
     async def _commit(self, intake: _Intake, new: NewFile, file_key: str) -> Put:
         manifest = intake.manifest(new, file_key, self._state.wall_ms())
@@ -190,9 +203,9 @@ class Uploads:
         if pusher.error is not None:
             return Delivery(target, pusher.error)
         error = await self.exchange_patiently(target, put.dot)
-        if error is None and target not in self._state.holders(put.dot):
-            error = f"{target} has heard of the file and will fetch it"
-        return Delivery(target, error)
+        if target in self._state.holders(put.dot):
+            return Delivery(target, None)
+        return Delivery(target, error or f"{target} has heard of the file and will fetch it")
 
     async def exchange_patiently(self, target: NodeId, hold: Dot | None = None) -> str | None:
         """Exchange logs with a peer for as long as it gives signs of life; what went wrong, or None."""
@@ -338,10 +351,14 @@ class _Pusher:
         self._send, self._receive = trio.open_memory_channel[FreshChunk](2**20)
         self.done = trio.Event()
         self.error: str | None = None
+        self._offered: dict[bytes, None] = {}
+        self._pushed: list[bytes] = []
+        self._is_off = False
 
     def offer(self, chunk: FreshChunk) -> None:
-        """Have this chunk staged too."""
-        if self.error is None:
+        """Have this chunk staged too; of equal ones one is enough."""
+        if self.error is None and chunk.hash not in self._offered:
+            self._offered[chunk.hash] = None
             self._send.send_nowait(chunk)
 
     def close(self) -> None:
@@ -352,11 +369,25 @@ class _Pusher:
         """Stage what is offered, until closed or something fails."""
         try:
             async for chunk in self._receive:
+                if self._is_off:
+                    break
+                self._pushed.append(chunk.hash)
                 await self._push(chunk)
         except (PeerUnreachable, StoreError) as error:
             self.error = str(error)
         finally:
             self.done.set()
+
+    async def call_off(self) -> None:
+        """Stage no more, and have the target let go of what was staged: the put will not come."""
+        self._is_off = True
+        self.close()
+        await self.done.wait()
+        peer = self._state.membership.member(self._target)
+        for start in range(0, len(self._pushed), WITHDRAWN_MAX):
+            with suppress(PeerUnreachable):
+                if peer is not None:
+                    await self._state.client.withdraw_chunks(peer, self._pushed[start : start + WITHDRAWN_MAX])
 
     async def _push(self, chunk: FreshChunk) -> None:
         peer = self._state.membership.member(self._target)

@@ -6,6 +6,7 @@ Whatever breaks a limit or a type raises MalformedMessage; nothing else comes ou
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ MS_MAX = (1 << 47) - 1
 HASH_BYTES = 32
 
 _PUT, _DELETE, _HOLD, _DROP = range(4)
+_KIND_MAX = 255
 
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ def decode_op(raw: bytes) -> Op:
     Raises MalformedMessage.
     """
     fields = read_list(unpack(raw, OP_BYTES_MAX), 7)
-    kind, first, second = fields[0], fields[5], fields[6]
+    kind, first, second = read_int(fields[0], _KIND_MAX), fields[5], fields[6]
     dot = read_dot(fields[1:4])
     stamp = Stamp(read_int(fields[4], STAMP_MAX))
     if kind == _PUT:
@@ -92,7 +94,7 @@ def decode_op(raw: bytes) -> Op:
         return Hold(dot, stamp, read_dot(first), read_bool(second))
     if kind == _DROP:
         return Drop(dot, stamp, read_dots(first), read_dots(second))
-    raise MalformedMessage(f"an op of unknown kind {kind!r}")
+    raise MalformedMessage(f"an op of unknown kind {kind}")
 
 
 def digest_of(op: LiveOp) -> int:
@@ -246,5 +248,5 @@ def read_file_key(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    # repr() of what a stranger sent may be megabytes long, or nested deeper than it can go.
+    return reprlib.repr(value)

@@ -21,6 +21,9 @@ EPOCH_BITS = 63
 
 SEQ_MAX = (1 << 63) - 1
 
+# One spelling for each dot: no leading zeros, signs or capitals.
+_DOT_PATTERN = re.compile(r"([^:]+):(0|[1-9a-f][0-9a-f]{0,15}):([1-9][0-9]{0,18})", re.ASCII)
+
 
 class Origin(NamedTuple):
     """One life of a peer, between two starts: the writer of one log."""
@@ -44,14 +47,13 @@ class Dot(NamedTuple):
 
         Raises MalformedMessage when the text is no dot.
         """
-        parts = text.split(":")
-        try:
-            node_id, epoch, seq = parts[0], int(parts[1], 16), int(parts[2])
-        except (IndexError, ValueError):
-            raise MalformedMessage(f"{text!r} is no dot; one reads node-1:3fa9:17") from None
-        if len(parts) != 3 or not NODE_ID_PATTERN.fullmatch(node_id) or epoch < 0 or seq < 1:
-            raise MalformedMessage(f"{text!r} is no dot; one reads node-1:3fa9:17")
-        return cls(Origin(NodeId(node_id), epoch), seq)
+        match = _DOT_PATTERN.fullmatch(text)
+        if match is None or not NODE_ID_PATTERN.fullmatch(match[1]):
+            raise MalformedMessage(f"{text[:100]!r} is no dot; one reads node-1:3fa9:17")
+        dot = cls(Origin(NodeId(match[1]), int(match[2], 16)), int(match[3]))
+        if dot.origin.epoch >= 1 << EPOCH_BITS or dot.seq > SEQ_MAX:
+            raise MalformedMessage(f"{text!r} has numbers beyond those of any dot")
+        return dot
 
 
 VersionVector = dict[Origin, int]

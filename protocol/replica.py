@@ -24,7 +24,7 @@ from protocol.identity import (
     VersionVector,
     covers_all,
 )
-from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put, needs_of
 from protocol.store import Store
 
 OwnOp = TypeVar("OwnOp", Put, Delete, Hold, Drop)
@@ -199,6 +199,7 @@ class Replica:
         self.meet(their_vv, wall_ms)
         heard = Heard()
         for op in ops:
+            self._meet_in(op, wall_ms)
             verdict = catalog.apply(self.store, op)
             if verdict is Verdict.TOO_EARLY:
                 heard.too_early = True
@@ -208,6 +209,12 @@ class Replica:
                 self.clock.observe(op.stamp, wall_ms)
                 self._note_own(op, heard)
         return heard
+
+    def _meet_in(self, op: Op, wall_ms: int) -> None:
+        """What an op builds on was heard by its writer: a rumor says so too, though no version vector comes with it."""
+        for dot in (op.dot, *needs_of(op)):
+            if dot.origin == self.origin:
+                self.meet({dot.origin: dot.seq}, wall_ms)
 
     def _note_own(self, op: Op, heard: Heard) -> None:
         if op.dot.origin.node_id != self.me:

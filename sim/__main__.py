@@ -1,4 +1,4 @@
-"""`sim`: the same peers in worlds we control. Commands are added here as they come."""
+"""`sim`: the same peers in worlds we control."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import sys
 import click
 
 from peer.cli.main import run_command
+from sim.chaos import chaos
+from sim.mutations import mutations
+from sim.smoke import smoke
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="minidfs")
-@click.pass_context
-def sim(ctx: click.Context) -> None:
+def sim() -> None:
     """Run peers of Mini DFS in worlds under our control."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
-        if not sim.commands:
-            click.echo("\nThere are no commands yet.")
+
+
+sim.add_command(chaos)
+sim.add_command(mutations)
+sim.add_command(smoke)
 
 
 def main() -> int:

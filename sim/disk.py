@@ -30,6 +30,7 @@ class Platter:
 
     def __init__(self) -> None:
         self.files: dict[str, _File] = {}
+        self.folders: dict[str, None] = {"": None}
         self._durable_names: dict[str, _File] = {}
         self.databases: dict[str, sqlite3.Connection] = {}
         self._inodes = 0
@@ -83,6 +84,7 @@ class Mount:
 
     def make_folder(self, path: str) -> None:
         self.check()
+        self.platter.folders[path] = None
 
     def list_files(self, folder: str) -> list[tuple[str, int]]:
         self.check()
@@ -92,19 +94,26 @@ class Mount:
         ]
         return sorted((name, len(file.content)) for name, file in names if "/" not in name)
 
-    def create(self, path: str) -> NewFile:
+    def _check_folder(self, folder: str) -> None:
         self.check()
+        if folder not in self.platter.folders:
+            raise ChunkMissing(f"{folder}: there is no such folder")
+
+    def create(self, path: str) -> NewFile:
+        self._check_folder(path.rpartition("/")[0])
         if path in self.platter.files:
             raise StoreError(f"{path} is there already")
         self.platter.files[path] = self.platter.new_file()
         return NewFile(self, self.platter.files[path])
 
     def rename(self, old: str, new: str) -> None:
-        self.check()
+        self._check_folder(new.rpartition("/")[0])
+        if old not in self.platter.files:
+            raise ChunkMissing(f"{old}: there is no such file")
         self.platter.files[new] = self.platter.files.pop(old)
 
     def sync_folder(self, folder: str) -> None:
-        self.check()
+        self._check_folder(folder)
         self.platter.sync_names(folder)
 
     def open(self, path: str) -> OpenFile:

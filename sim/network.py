@@ -81,7 +81,10 @@ class Network:
         return self._servers.get(port)
 
     def bind(self, mailbox: VirtualDatagrams) -> None:
-        """Take a port for datagrams; a dead peer's is taken over."""
+        """Take a port for datagrams; a dead peer's is taken over. Raises StartError."""
+        taken = self._mailboxes.get(mailbox.address.port)
+        if taken is not None and not taken.is_dead:
+            raise StartError(f"port {mailbox.address.port} is taken")
         self._mailboxes[mailbox.address.port] = mailbox
 
     def send_datagram(self, sender: VirtualDatagrams, payload: bytes, to: Address) -> None:
@@ -253,9 +256,11 @@ class _Exchange:
         with self._listener.counted():
             try:
                 await self._listener.app(self._scope(), self._receive, self._on_message)
-            # What the app could not answer ends the connection, as in the real server.
+            # As in the real server: what the app did not begin to answer is answered for it, and an answer it began
+            # ends the connection.
             except Exception:  # noqa: BLE001
-                self.is_whole = False
+                self.is_whole = self.status is None
+                self.status = self.status or 500
             finally:
                 self._send.close()
                 self.started.set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
@@ -97,6 +97,8 @@ class VirtualEnv:
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
         with trio.CancelScope(shield=True):
             await trio.sleep(self._delays.uniform(0, BLOCKING_CALL_S[work]))
+        # Not even a commit that was under way comes to its end.
+        self.mount.check()
         return call(*args)
 
     async def open_datagrams(self, address: Address) -> Datagrams:
@@ -137,15 +139,14 @@ class _Machine:
 class World:
     """Peers `node-1`, `node-2`, … and clients. See `run_world`."""
 
-    def __init__(self, seed: int, nursery: trio.Nursery, peers: int, copies: int, heal_interval_s: float) -> None:
+    def __init__(self, seed: int, nursery: trio.Nursery, peers: int, settings: Mapping[str, Any]) -> None:
         self.seed = seed
         self._nursery = nursery
         self._digest = blake2b(digest_size=16)
         self.events: list[str] | None = None
         self.network = Network(Random(f"{seed} network"), self.trace, nursery)
         self.chance = Random(f"{seed} scenario")
-        self._copies = copies
-        self._heal_interval_s = heal_interval_s
+        self._settings = settings
         self.machines = {
             f"node-{number}": _Machine(f"node-{number}", Address("127.0.0.1", FIRST_PORT + number - 1))
             for number in range(1, peers + 1)
@@ -187,9 +188,8 @@ class World:
             data=Path(name),
             join=others,
             cluster_id="00" * 16,
-            copies=self._copies,
-            heal_interval_s=self._heal_interval_s,
         )
+        config = replace(config, **self._settings)
         machine.env, machine.node, machine.gone = env, Node(config, env), trio.Event()
         self.trace(name, "starts", f"life {machine.lives}")
         self._nursery.start_soon(self._live, machine)
@@ -208,6 +208,7 @@ class World:
             if not env.mount.is_cut:
                 raise
         finally:
+            env.fence()
             gone.set()
 
     async def crash(self, name: str) -> None:
@@ -288,12 +289,17 @@ def run_world(
     copies: int = 3,
     heal_interval_s: float = 30.0,
     keep_events: bool = False,
+    **settings: Any,
 ) -> tuple[str, list[str]]:
-    """Run a scenario in a world of its own; returns the digest of its trace, and the trace if it is to be kept."""
+    """Run a scenario in a world of its own; returns the digest of its trace, and the trace if it is to be kept.
+
+    `settings` are fields of the peers' Config.
+    """
+    settings |= {"copies": copies, "heal_interval_s": heal_interval_s}
 
     async def main() -> tuple[str, list[str]]:
         async with trio.open_nursery() as nursery:
-            world = World(seed, nursery, peers, copies, heal_interval_s)
+            world = World(seed, nursery, peers, settings)
             world.events = [] if keep_events else None
             await scenario(world)
             result = world.digest(), world.events or []

@@ -87,12 +87,12 @@ def parse_range(header: str | None, size: int) -> Span | None:
     return Span(first, last - first + 1)
 
 
-def is_current(header: str | None, etag: str) -> bool:
-    """Whether a list of entity tags has this one (`If-Match`, `If-None-Match`)."""
+def is_current(header: str | None, etag: str, *, weak: bool) -> bool:
+    """Whether a list of entity tags has this one (`If-Match`, `If-None-Match`); a weak one counts only if `weak`."""
     if header is None:
         return False
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return "*" in tags or etag in tags
+    tags = [tag.strip() for tag in header.split(",")]
+    return "*" in tags or etag in tags or (weak and f"W/{etag}" in tags)
 
 
 class FileResponse:
@@ -103,12 +103,12 @@ class FileResponse:
         self._put = put
         manifest = put.manifest
         etag = etag_of(manifest)
-        if request_headers.get("if-match") and not is_current(request_headers["if-match"], etag):
+        if request_headers.get("if-match") and not is_current(request_headers["if-match"], etag, weak=False):
             raise HttpError(412, "the file has changed; read it again", {"etag": etag})
-        self._unchanged = is_current(request_headers.get("if-none-match"), etag)
-        asked = request_headers.get("range")
-        if_range = request_headers.get("if-range")
-        span = parse_range(asked, manifest.size_bytes) if if_range in (None, etag) else None
+        self._unchanged = is_current(request_headers.get("if-none-match"), etag, weak=True)
+        asked = request_headers.get("range") if request_headers.get("if-range") in (None, etag) else None
+        # A client whose copy is current is told so, whatever range it asks for (RFC 9110, 13.2.2).
+        span = None if self._unchanged else parse_range(asked, manifest.size_bytes)
         self._span = span or Span(0, manifest.size_bytes)
         self._status = 304 if self._unchanged else 206 if span else 200
         self._headers = self._make_headers(manifest, etag, span, source)

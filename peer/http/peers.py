@@ -71,7 +71,7 @@ async def _small_chunk(services: Services, name: bytes) -> bytes | None:
     try:
         return services.state.chunks.read_inline(name, row)
     except ChunkCorrupt:
-        await services.state.lose_chunk(name)
+        await services.state.lose_chunk(name, None)
         return None
 
 
@@ -79,13 +79,15 @@ async def get_chunk(request: Request) -> Response:
     """`GET /peer/chunks/{hash}`: one chunk's bytes, verified."""
     services = peer_services(request)
     name = _hash_in(request)
+    row = services.state.chunks.row(name)
+    if row is None:
+        raise HttpError(404, "that chunk is not here")
     try:
-        return Response(await services.state.chunks.read_whole(name), media_type="application/octet-stream")
-    except ChunkMissing:
-        raise HttpError(404, "that chunk is not here") from None
-    except ChunkCorrupt:
-        await services.state.lose_chunk(name)
+        content = await services.state.chunks.read_whole(name, row)
+    except (ChunkMissing, ChunkCorrupt):
+        await services.state.lose_chunk(name, row.serial)
         raise HttpError(404, "that chunk is no longer good here") from None
+    return Response(content, media_type="application/octet-stream")
 
 
 async def put_chunk(request: Request) -> Response:
@@ -107,6 +109,17 @@ async def put_chunk(request: Request) -> Response:
         await state.env.run_blocking(Work.DISK, state.chunks.discard, [unwanted])
     if fresh.hash != name:
         raise HttpError(400, "the bytes do not give the chunk's hash")
+    return Response()
+
+
+async def withdraw_chunks(request: Request) -> Response:
+    """`POST /peer/chunks/withdraw`: an upload was broken off, the chunks it staged here are of no use."""
+    state = peer_services(request).state
+    fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
+    names = [codec.read_bytes(name, codec.HASH_BYTES) for name in fields]
+    unwanted = [chunk for name in names if (chunk := state.chunks.withdraw(name)) is not None]
+    if unwanted:
+        await state.env.run_blocking(Work.DISK, state.chunks.discard, unwanted)
     return Response()
 
 

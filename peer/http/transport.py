@@ -94,9 +94,9 @@ class Transport:
 
     def _untaken_bytes(self) -> int:
         """How much the client's machine has not acknowledged; always 0 where the system does not tell."""
-        if sys.platform != "linux":
-            return 0
-        return int.from_bytes(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        if sys.platform == "linux":
+            return int.from_bytes(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return 0
 
     async def linger(self, linger_s: float) -> None:
         """End our side, but read on for a while, until the client ends its own: if input came in on a closed socket,
@@ -118,7 +118,7 @@ class Transport:
 def read_at(file: int, offset: int, count: int) -> bytes:
     """Read so much of an open file; EOFError if there is less."""
     if hasattr(os, "pread"):
-        content = os.pread(file, count, offset)
+        content: bytes = os.pread(file, count, offset)
     else:
         os.lseek(file, offset, os.SEEK_SET)
         content = os.read(file, count)

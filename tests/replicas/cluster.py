@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 
+from replicas.oracle import Oracle, content_of
+from replicas.stores import StoreKind
+
 from protocol.catalog import sum_of_rows
 from protocol.codec import decode_op
 from protocol.identity import Dot, NodeId, Origin, VersionVector, covers_all
 from protocol.ops import LiveOp, Manifest, Op, Put
 from protocol.replica import Heard, Replica, Snapshot
 from protocol.store import Store
-from replicas.oracle import Oracle, content_of
-from replicas.stores import StoreKind
 
 NO_LIMIT = 1 << 30
 ROUNDS_MAX = 12
@@ -256,7 +257,8 @@ class Cluster:
             (image, other)
             for image in peer.images
             for other in self.peers
-            if other is not peer and other.store.seen(image.replica.origin) > image.replica.store.seen(image.replica.origin)
+            if other is not peer
+            and other.store.seen(image.replica.origin) > image.replica.store.seen(image.replica.origin)
         ]
         if not told:
             return
@@ -267,8 +269,11 @@ class Cluster:
         peer.replica, peer.disk, peer.incoming = image.replica, set(image.disk), None
         peer.origin = disputed
         peer.life += 1
-        if nth % 2:
+        forgotten = [op for op in other.store.log_after(peer.vv) if op.dot.origin == disputed]
+        if nth % 3 == 0:
             self.exchange(other, peer)
+        elif nth % 3 == 1 and forgotten:
+            self.hear(peer, {}, forgotten[:1])
         else:
             self.exchange(peer, other)
         assert peer.replica.origin != disputed, f"{peer.me} goes on to write under {disputed}, which has dots it forgot"
@@ -304,7 +309,9 @@ class Cluster:
         ops = answer.ops[:cut]
         heard = self.hear(asker, answer.vv, [decode_op(raw) for raw in ops])
         if origins == (asker.replica.origin, answerer.replica.origin):
-            assert not heard.too_early, f"{answerer.me} sent {asker.me} what it lacks in an order that cannot be applied"
+            assert not heard.too_early, (
+                f"{answerer.me} sent {asker.me} what it lacks in an order that cannot be applied"
+            )
             assert heard.applied == len(ops), f"{answerer.me} sent {asker.me} what it has"
         return covers_all(asker.vv, answerer.vv)
 
@@ -439,16 +446,17 @@ class Cluster:
         for peer in (one, other):
             self.page(peer, NO_LIMIT)
         for peer in (one, other):
-            before = set(self.dots(peer))
-            peer.replica.repair_from_staged()
+            before = {op.dot for op in peer.store.live()}
+            revived = peer.replica.repair_from_staged()
             peer.incoming = None
-            assert before <= set(self.dots(peer)), f"{peer.me} removed what {one.me} and {other.me} disagree about"
+            after = {op.dot for op in peer.store.live()}
+            assert before <= after, f"{peer.me} removed what {one.me} and {other.me} disagree about"
+            assert len(after - before) == revived
+        for peer in (one, other):
             self.settle(peer)
+            self.watch(peer)
 
     # --- what must hold ---
-
-    def dots(self, peer: Peer) -> list[Dot]:
-        return [op.dot for op in peer.store.live()]
 
     def watch(self, peer: Peer) -> None:
         """All that must be true of one peer after every step."""
@@ -459,9 +467,9 @@ class Cluster:
         self._watch_log(peer, vv, log)
         live = list(store.live())
         expected = self.oracle.live_under(vv)
+        wrong = [op for op in live if op.dot not in expected], expected.keys() - {op.dot for op in live}
         assert {content_of(op) for op in live} == {content_of(op) for op in expected.values()}, (
-            f"{peer.me} is not what its version vector says: it has "
-            f"{[op for op in live if op.dot not in expected]} too much and lacks {expected.keys() - set(self.dots(peer))}"
+            f"{peer.me} is not what its version vector says: it has {wrong[0]} too much and lacks {wrong[1]}"
         )
         assert len(live) == len(expected)
         assert sum_of_rows(store) == store.state_sum(), f"{peer.me} has rows that do not give its sum"
@@ -469,7 +477,9 @@ class Cluster:
     def _watch_growth(self, peer: Peer, vv: VersionVector) -> None:
         left = peer.origin if peer.origin != peer.replica.origin else None
         for origin, seq in peer.witnessed.items():
-            assert vv.get(origin, 0) >= seq or origin == left, f"{peer.me} knew {origin} up to {seq}, now {vv.get(origin, 0)}"
+            assert vv.get(origin, 0) >= seq or origin == left, (
+                f"{peer.me} knew {origin} up to {seq}, now {vv.get(origin, 0)}"
+            )
         peer.origin, peer.witnessed = peer.replica.origin, vv
 
     def _watch_log(self, peer: Peer, vv: VersionVector, log: list[Op]) -> None:
@@ -537,4 +547,6 @@ class Cluster:
             assert peer.store.state_sum() == sum_of_rows(peer.store)
             for put in peer.puts():
                 held = bool(peer.replica.my_holds_of(put.dot))
-                assert held == (put.manifest.sha256 in peer.disk), f"{peer.me} holds {put.dot}: {held}, its disk does not agree"
+                assert held == (put.manifest.sha256 in peer.disk), (
+                    f"{peer.me} holds {put.dot}: {held}, its disk does not agree"
+                )

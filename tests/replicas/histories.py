@@ -7,14 +7,15 @@ all the time hides what needs a calm neighbourhood.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
 
 from hypothesis import strategies as st
-
 from replicas.cluster import NO_LIMIT, START_MS, Cluster, Peer
 from replicas.stores import StoreKind
 
-PEERS_MAX = 5
+PEERS_MIN, PEERS_MAX = 2, 5
 STEPS_MAX = 70
 KEYS = ("a", "b", "c")
 
@@ -141,6 +142,38 @@ class Rumor(Step2):
         cluster.rumor(one, other, self.nth)
 
 
+class Telling:
+    """Steps that write something and tell another peer of it at once, before it hears of what came earlier."""
+
+    @staticmethod
+    def upload(at: int, to: int, key: str) -> Step:
+        return Told(at, to, Upload(at, key, hold=False))
+
+    @staticmethod
+    def remove(at: int, to: int, key: str) -> Step:
+        return Told(at, to, Remove(at, key))
+
+    @staticmethod
+    def fetch(at: int, to: int, nth: int) -> Step:
+        return Told(at, to, Fetch(at, nth))
+
+    @staticmethod
+    def lose_copy(at: int, to: int, nth: int) -> Step:
+        return Told(at, to, LoseCopy(at, nth))
+
+
+@dataclass(frozen=True)
+class Told(Step2):
+    step: Step
+
+    def run(self, cluster: Cluster) -> None:
+        self.step.run(cluster)
+        super().run(cluster)
+
+    def between(self, cluster: Cluster, one: Peer, other: Peer) -> None:
+        cluster.rumor(one, other, 0)
+
+
 @dataclass(frozen=True)
 class Partition(Step):
     """The bits of `at` say which side each peer is on."""
@@ -173,23 +206,36 @@ class BeginTransfer(Step2):
 
 
 @dataclass(frozen=True)
-class Page(Step):
+class TransferStep(Step):
+    """Something that happens to one of the whole states under way."""
+
+    def run(self, cluster: Cluster) -> None:
+        receivers = [peer for peer in cluster.peers if peer.incoming is not None]
+        if receivers:
+            self.advance(cluster, receivers[self.at % len(receivers)])
+
+    def advance(self, cluster: Cluster, receiver: Peer) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Page(TransferStep):
     ops: int
 
-    def act(self, cluster: Cluster, peer: Peer) -> None:
-        cluster.page(peer, self.ops)
+    def advance(self, cluster: Cluster, receiver: Peer) -> None:
+        cluster.page(receiver, self.ops)
 
 
 @dataclass(frozen=True)
-class FinishTransfer(Step):
-    def act(self, cluster: Cluster, peer: Peer) -> None:
-        cluster.finish_transfer(peer)
+class FinishTransfer(TransferStep):
+    def advance(self, cluster: Cluster, receiver: Peer) -> None:
+        cluster.finish_transfer(receiver)
 
 
 @dataclass(frozen=True)
-class AbortTransfer(Step):
-    def act(self, cluster: Cluster, peer: Peer) -> None:
-        cluster.abort_transfer(peer)
+class AbortTransfer(TransferStep):
+    def advance(self, cluster: Cluster, receiver: Peer) -> None:
+        cluster.abort_transfer(receiver)
 
 
 # --- machines ---
@@ -258,55 +304,110 @@ class History:
         return cluster
 
 
-AT = st.integers(0, PEERS_MAX - 1)
-TO = st.integers(0, PEERS_MAX - 2)
-NTH = st.integers(0, 5)
-KEY = st.sampled_from(KEYS)
-SIZES = st.sampled_from((NO_LIMIT, 1, 300))
-CUTS = st.none() | st.integers(0, 4)
-SKEWS = st.sampled_from((0, 40_000, -40_000, 3_600_000, -3_600_000, 10 * 365 * 86_400_000, -START_MS))
+AT = range(PEERS_MAX)
+TO = range(PEERS_MAX - 1)
+NTH = range(6)
+SIZES = (NO_LIMIT, 1, 300)
+CUTS = (None, 0, 1, 2, 3, 4)
+YES_OR_NO = (False, True)
+SKEWS_MS = (0, 40_000, -40_000, 3_600_000, -3_600_000, 10 * 365 * 86_400_000, -START_MS)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of step, and for each of its arguments what it may be, the simplest first."""
+
+    step: Callable[..., Step]
+    choices: tuple[Sequence[object], ...]
+
+    def any(self) -> st.SearchStrategy[Step]:
+        return st.builds(self.step, *map(st.sampled_from, self.choices))
+
+    def draw(self, chance: Random) -> Step:
+        return self.step(*map(chance.choice, self.choices))
+
+
+def kind(step: Callable[..., Step], *choices: Sequence[object]) -> Kind:
+    return Kind(step, choices)
+
 
 # A history has all of these.
-ALWAYS: tuple[st.SearchStrategy[Step], ...] = (
-    st.builds(Exchange, AT, TO),
-    st.builds(Upload, AT, KEY),
-    st.builds(Exchange, AT, TO, SIZES, CUTS, st.booleans()),
-    st.builds(Remove, AT, KEY),
-    st.builds(Fetch, AT, NTH),
+ALWAYS = (
+    kind(Exchange, AT, TO),
+    kind(Upload, AT, KEYS),
+    kind(Exchange, AT, TO, SIZES, CUTS, YES_OR_NO),
+    kind(Remove, AT, KEYS),
+    kind(Fetch, AT, NTH),
 )
 
 # And some of these, each with all its steps.
-TROUBLES: dict[str, tuple[st.SearchStrategy[Step], ...]] = {
+TROUBLES = {
     "slow messages": (
-        st.builds(Send, AT, TO, SIZES),
-        st.builds(Deliver, NTH, st.booleans()),
-        st.builds(Deliver, NTH),
-        st.builds(LoseMessage, NTH),
+        kind(Send, AT, TO, SIZES),
+        kind(Deliver, NTH, YES_OR_NO),
+        kind(Deliver, NTH),
+        kind(LoseMessage, NTH),
     ),
-    "rumors": (st.builds(Rumor, AT, TO, NTH), st.builds(Rumor, AT, TO, st.just(0))),
-    "partitions": (st.builds(Partition, st.integers(0, 2**PEERS_MAX - 1)),),
-    "truncated logs": (st.builds(Truncate, AT, st.booleans()), st.builds(TakeOver, AT, TO)),
+    "rumors": (
+        kind(Rumor, AT, TO, NTH),
+        kind(Telling.upload, AT, TO, KEYS),
+        kind(Telling.remove, AT, TO, KEYS),
+        kind(Telling.fetch, AT, TO, NTH),
+    ),
+    "partitions": (kind(Partition, range(1 << PEERS_MAX)),),
+    "truncated logs": (kind(Truncate, AT, YES_OR_NO), kind(TakeOver, AT, TO)),
     "slow whole states": (
-        st.builds(BeginTransfer, AT, TO),
-        st.builds(Page, AT, st.integers(1, 4)),
-        st.builds(Page, AT, st.just(100)),
-        st.builds(FinishTransfer, AT),
-        st.builds(AbortTransfer, AT),
+        kind(BeginTransfer, AT, TO),
+        kind(Page, AT, (1, 2, 3, 4)),
+        kind(Page, AT, (1, 2, 3, 4)),
+        kind(Page, AT, (100,)),
+        kind(FinishTransfer, AT),
+        kind(FinishTransfer, AT),
+        kind(AbortTransfer, AT),
     ),
-    "lost copies": (st.builds(LoseCopy, AT, NTH), st.builds(LoseAllCopies, AT), st.builds(Upload, AT, KEY, st.just(False))),
-    "restarts": (st.builds(Restart, AT), st.builds(LeaveEpoch, AT)),
-    "backups": (st.builds(TakeImage, AT), st.builds(Restore, AT, NTH)),
-    "resumed images": (st.builds(TakeImage, AT), st.builds(Resume, AT, NTH), st.builds(Resume, AT, NTH)),
-    "lost disks": (st.builds(LoseDisk, AT),),
-    "wrong clocks": (st.builds(SetClock, AT, SKEWS),),
+    "lost copies": (
+        kind(LoseCopy, AT, NTH),
+        kind(Telling.lose_copy, AT, TO, NTH),
+        kind(LoseAllCopies, AT),
+        kind(Upload, AT, KEYS, (False,)),
+    ),
+    "restarts": (kind(Restart, AT), kind(LeaveEpoch, AT)),
+    "backups": (kind(TakeImage, AT), kind(Restore, AT, NTH)),
+    "resumed images": (kind(TakeImage, AT), kind(Resume, AT, NTH), kind(Resume, AT, NTH)),
+    "lost disks": (kind(LoseDisk, AT),),
+    "wrong clocks": (kind(SetClock, AT, SKEWS_MS),),
 }
 
 
 @st.composite
 def histories(draw: st.DrawFn, steps_max: int = STEPS_MAX) -> History:
-    peers = draw(st.integers(2, PEERS_MAX))
+    """A history that shrinks to the steps that matter."""
+    peers = draw(st.integers(PEERS_MIN, PEERS_MAX))
     troubles = draw(st.lists(st.sampled_from(sorted(TROUBLES)), max_size=len(TROUBLES), unique=True))
     kinds = [*ALWAYS, *(kind for trouble in troubles for kind in TROUBLES[trouble])]
     length = draw(st.integers(0, steps_max))
-    steps = draw(st.lists(st.one_of(kinds), min_size=length, max_size=length))
+    steps = draw(st.lists(st.one_of([kind.any() for kind in kinds]), min_size=length, max_size=length))
     return History(peers, tuple(steps))
+
+
+def history_of(seed: int) -> History:
+    """The history of this seed: the same mix as `histories`, ten times as many of them in the same time."""
+    chance = Random(seed)
+    troubles = [trouble for trouble in sorted(TROUBLES) if chance.random() < 0.4]
+    kinds = [*ALWAYS, *(kind for trouble in troubles for kind in TROUBLES[trouble])]
+    steps = [chance.choice(kinds).draw(chance) for _ in range(chance.randint(10, STEPS_MAX))]
+    return History(chance.randint(PEERS_MIN, PEERS_MAX), tuple(steps))
+
+
+def shortest(history: History, fails: Callable[[History], bool]) -> History:
+    """This failing history without the steps it also fails without."""
+    size = len(history.steps)
+    while size := size // 2:
+        start = 0
+        while start < len(history.steps):
+            shorter = replace(history, steps=history.steps[:start] + history.steps[start + size :])
+            if fails(shorter):
+                history = shorter
+            else:
+                start += size
+    return history

@@ -51,9 +51,9 @@ class Oracle:
         live: dict[Dot, LiveOp] = {op.dot: op for op in known if isinstance(op, Put) and op.dot not in ended}
         puts = set(live)
         for op in known:
-            if isinstance(op, Hold) and op.put in puts and op.dot not in ended:
-                if op.dot.seq > ended_up_to.get(op.dot.origin, 0):
-                    live[op.dot] = op
+            dropped = op.dot in ended or op.dot.seq <= ended_up_to.get(op.dot.origin, 0)
+            if isinstance(op, Hold) and op.put in puts and not dropped:
+                live[op.dot] = op
         return live
 
     def versions_under(self, vv: VersionVector, file_key: str) -> set[Dot]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
-from protocol.store import MemoryStore, Store
+import sqlite_utils
+
+from peer.catalog_store import SqliteStore
+from peer.schema import migrate
+from protocol.store import MemoryStore
 
 
 @dataclass(frozen=True)
@@ -14,11 +20,11 @@ class StoreKind:
     """How to make an empty store, and how to take an image of one, as a backup of its disk would."""
 
     name: str
-    new: Callable[[], Store]
-    copy: Callable[[Store], Store]
+    new: Callable[[], Any]
+    copy: Callable[[Any], Any]
     cases_share: float = 1.0
     """Of the cases a profile asks for, how many to run: a store on a disk is slower than one in memory."""
-    close: Callable[[Store], None] = lambda _: None
+    close: Callable[[Any], None] = lambda _: None
 
     def cases(self, of_memory: int) -> int:
         """How many cases to try where the store in memory tries `of_memory`."""
@@ -28,4 +34,27 @@ class StoreKind:
         return self.name
 
 
-STORES = (StoreKind("memory", MemoryStore, deepcopy),)
+def new_sqlite_store() -> SqliteStore:
+    return SqliteStore(_sqlite_connection(with_tables=True))
+
+
+def copy_sqlite_store(store: SqliteStore) -> SqliteStore:
+    """As a backup would, of what is committed."""
+    store.flush()
+    connection = _sqlite_connection(with_tables=False)
+    store.connection.backup(connection)
+    return SqliteStore(connection)
+
+
+def _sqlite_connection(*, with_tables: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    if with_tables:
+        migrate(sqlite_utils.Database(connection))
+    return connection
+
+
+STORES = (
+    StoreKind("memory", MemoryStore, deepcopy),
+    StoreKind("sqlite", new_sqlite_store, copy_sqlite_store, 0.03, lambda store: store.connection.close()),
+)

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -567,33 +567,46 @@ async def test_the_app_gets_a_large_body_in_pieces_of_bounded_size() -> None:
     assert max(sizes) <= 100_000
 
 
+async def stall(client: Client, head: bytes) -> int:
+    """Send without end until the server takes no more; how much it took."""
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        await client.send(head)
+        for _ in range(64):
+            await client.send(bytes(MIB))
+            sent += MIB
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flood)
+        before = -1
+        while before != sent:
+            before = sent
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+    return sent
+
+
 @on_trio
 async def test_a_client_cannot_send_faster_than_the_app_reads() -> None:
-    sent = 0
-    go_on = trio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def read_once(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        await go_on.wait()
-        await respond(send, 200, b"%d" % len(await read_body(receive) or b""))
+        await trio.sleep_forever()
 
-    async with serving(app, read_bytes=1000) as served, served.client() as client:
+    async with serving(read_once, read_bytes=1000) as served, served.client() as client:
+        sent = await stall(client, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (64 * MIB))
+        assert sent < 32 * MIB, "someone buffers what only the kernel should"
 
-        async def upload() -> None:
-            nonlocal sent
-            await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (64 * MIB))
-            for _ in range(64):
-                await client.send(bytes(MIB))
-                sent += MIB
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(upload)
-            before = -1
-            while before != sent:
-                before = sent
-                await trio.testing.wait_all_tasks_blocked(0.05)
-            assert sent < 32 * MIB, "someone buffers what only the kernel should"
-            nursery.cancel_scope.cancel()
+@on_trio
+async def test_requests_do_not_pile_up_while_the_app_waits_for_the_client_to_leave() -> None:
+    async def wait_left(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+
+    async with serving(wait_left) as served, served.client() as client:
+        assert await stall(client, GET) < 32 * MIB
 
 
 @on_trio
@@ -647,6 +660,16 @@ async def test_an_early_refusal_reaches_a_client_that_is_still_sending(head: byt
             nursery.start_soon(client.send, head + bytes(16 * MIB))
             answer = await client.answer()
         assert (answer.status, answer.body) == (413, b"too large")
+        assert b"Transfer-Encoding" in head or answer.headers["connection"] == "close"
+        assert await client.until_eof() == b""
+
+
+@on_trio
+async def test_a_long_body_nobody_reads_ends_the_connection() -> None:
+    async with serving(refuse_unread, drain_bytes_max=MIB) as served, served.client() as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, CHUNKED_POST + chunked(bytes(4 * MIB), MIB) + GET)
+            assert (await client.answer()).status == 413
         assert await client.until_eof() == b""
 
 
@@ -725,12 +748,15 @@ async def test_waiting_for_the_client_to_leave_ends_with_the_response_and_loses_
         await read_body(receive)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
-            await trio.testing.wait_all_tasks_blocked()
+            waiting.set()
+            await trio.testing.wait_all_tasks_blocked(0.02)
             await respond(send, 200, scope["path"].encode())
         assert await receive() == {"type": "http.disconnect"}
 
+    waiting = trio.Event()
     async with serving(app) as served, served.client() as client:
         await client.send(GET)
+        await waiting.wait()
         await client.send(post(b"pipelined"))
         assert (await client.answer()).body == b"/"
         assert (await client.answer()).body == b"/up"
@@ -1102,6 +1128,28 @@ async def test_a_running_upload_finishes_while_the_server_shuts_down() -> None:
 
 
 @on_trio
+async def test_a_client_that_was_promised_to_keep_its_connection_does_not_hold_up_the_shutdown() -> None:
+    shutting_down = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send(body(b"first", more=True))
+        await shutting_down.wait()
+        await send(body(b"last"))
+
+    async with serving(app) as served, served.client() as client:
+        await client.send(GET)
+        client.received += await client.stream.receive_some()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.server.shut_down, 1000)
+            await trio.testing.wait_all_tasks_blocked()
+            shutting_down.set()
+        answer = await client.answer()
+        assert answer.body == b"firstlast"
+        assert "connection" not in answer.headers
+
+
+@on_trio
 async def test_a_stalled_reader_does_not_hold_up_the_shutdown() -> None:
     async with serving(send_without_end) as served, served.client() as client:
         await client.send(GET)
@@ -1248,7 +1296,6 @@ def mutated_requests(draw: st.DrawFn) -> bytes:
 @given(attack=st.one_of(st.binary(max_size=300), mutated_requests()))
 @example(attack=WHOLE)
 @example(attack=GET * 2000)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_a_client_sends_the_server_answers_the_next_one(attack: bytes) -> None:
     @on_trio
     async def run() -> None:

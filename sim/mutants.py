@@ -1,0 +1,426 @@
+"""Bugs we plant to see whether the tests find them: each takes away one rule the replicas live by.
+
+A mutant that no longer applies is an error and not a pass, so whoever rewrites the code it changes rewrites it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HISTORIES = "tests/protocol/test_convergence.py::test_peers_converge_after_any_history"
+TOLD = "tests/protocol/test_convergence.py::test_it_holds_that"
+ROT = (
+    "tests/protocol/test_convergence.py::test_rows_that_rot_away_on_one_peer_come_back_and_nothing_is_removed_for_them"
+)
+REPLICA = "tests/protocol/test_replica.py"
+CODEC = "tests/protocol/test_codec.py"
+STORE = "tests/protocol/test_store_contract.py"
+
+CATALOG_FILE = "protocol/catalog.py"
+REPLICA_FILE = "protocol/replica.py"
+OPS_FILE = "protocol/ops.py"
+CODEC_FILE = "protocol/codec.py"
+STORE_FILE = "protocol/store.py"
+IDENTITY_FILE = "protocol/identity.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug: in `file`, `old`, which is there exactly once, becomes `new`, and one of `tests` must fail."""
+
+    name: str
+    says: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = (HISTORIES,)
+
+
+MUTANTS = (
+    # --- the version vector and the order of ops (rules 1 and 2) ---
+    Mutant(
+        "vv-past-a-gap",
+        "An op is applied although ops of its origin before it are missing.",
+        CATALOG_FILE,
+        "    if seq > seen + 1 or any(",
+        "    if any(",
+    ),
+    Mutant(
+        "vv-before-its-delta",
+        "A merge raises the version vector first and looks at what it lacked afterwards.",
+        CATALOG_FILE,
+        "    mine = store.version_vector()\n    for op in store.live():",
+        "    for origin, seq in their_vv.items():\n"
+        "        store.advance(origin, max(seq, store.seen(origin)))\n"
+        "    mine = store.version_vector()\n    for op in store.live():",
+    ),
+    Mutant(
+        "vv-raised-for-an-op-that-waits",
+        "An op whose time has not come is not applied, and the version vector covers it all the same.",
+        CATALOG_FILE,
+        "        return Verdict.TOO_EARLY\n    _take_effect",
+        "        store.advance(origin, max(seen, min(seq, seen + 1)))\n"
+        "        return Verdict.TOO_EARLY\n    _take_effect",
+    ),
+    Mutant(
+        "suffix-by-origin-and-seq",
+        "Ops travel in the order of their dots and not of their arrival.",
+        REPLICA_FILE,
+        "self.store.log_after(their_vv)",
+        "sorted(self.store.log_after(their_vv), key=lambda op: op.dot)",
+    ),
+    Mutant(
+        "suffix-from-below-the-floor",
+        "Who is below a floor gets what is left of the log instead of the whole state.",
+        REPLICA_FILE,
+        "        if not covers_all(their_vv, self.store.floors()):\n            return None\n",
+        "",
+    ),
+    Mutant(
+        "needs-nothing",
+        "A rumor is applied without what it removes or holds.",
+        CATALOG_FILE,
+        " or any(store.seen(dot.origin) < dot.seq for dot in needs_of(op)):",
+        ":",
+    ),
+    Mutant(
+        "hold-before-its-put",
+        "A hold is applied before the put it holds.",
+        OPS_FILE,
+        "        case Hold(put=put):\n            return (put,)",
+        "        case Hold():\n            return ()",
+    ),
+    Mutant(
+        "removal-before-what-it-removes",
+        "A put or delete is applied before the versions it replaces.",
+        OPS_FILE,
+        "            return supersedes\n",
+        "            return ()\n",
+    ),
+    Mutant(
+        "drop-before-its-holds",
+        "A drop is applied before the holds it ends.",
+        OPS_FILE,
+        "            return supersedes + up_to",
+        "            return ()",
+    ),
+    Mutant(
+        "truncated-beyond-what-was-applied",
+        "A log is cut further than it was applied.",
+        REPLICA_FILE,
+        "            floor = min(seq, self.store.seen(origin))",
+        "            floor = seq",
+        (REPLICA,),
+    ),
+    # --- what ops do ---
+    Mutant(
+        "forgotten-supersede",
+        "A put leaves the versions it replaces alive.",
+        CATALOG_FILE,
+        "            _end_puts(store, op.supersedes)\n            make_live(store, op)",
+        "            make_live(store, op)",
+    ),
+    Mutant(
+        "only-the-shown-version-superseded",
+        "A write replaces only the version that is shown, and not its siblings.",
+        REPLICA_FILE,
+        "for put in self.store.puts_of(file_key)))",
+        "for put in self.store.puts_of(file_key)[-1:]))",
+    ),
+    Mutant(
+        "hold-outlives-its-put",
+        "A removed put leaves its holds alive.",
+        CATALOG_FILE,
+        "    if isinstance(op, Put):\n        for hold in store.holds_of(op.dot):\n            end(store, hold)\n",
+        "",
+    ),
+    Mutant(
+        "hold-of-a-removed-put",
+        "A hold that is heard after its put was removed comes to life.",
+        CATALOG_FILE,
+        "            if store.put_at(op.put) is not None:\n                make_live(store, op)",
+        "            make_live(store, op)",
+    ),
+    Mutant(
+        "drop-of-everything-ignored",
+        "A drop of all holds up to a seq ends none.",
+        CATALOG_FILE,
+        "            for origin, seq in op.up_to:",
+        "            for origin, seq in op.up_to[:0]:",
+    ),
+    Mutant(
+        "drop-of-everything-but-the-last",
+        "A drop of all holds up to a seq spares that of the seq itself.",
+        CATALOG_FILE,
+        "store.holds_from(origin, seq)",
+        "store.holds_from(origin, seq - 1)",
+    ),
+    Mutant(
+        "drop-of-this-life-only",
+        "A peer that lost its chunks takes back only what it declared since its last start.",
+        REPLICA_FILE,
+        "for hold in self.store.holds_by(self.me)}",
+        "for hold in self.store.holds_by(self.me) if hold.dot.origin == self.origin}",
+    ),
+    Mutant(
+        "sum-not-lowered",
+        "A dot that ends stays in the sum.",
+        CATALOG_FILE,
+        "(store.state_sum() - digest_of(op))",
+        "(store.state_sum() - 0)",
+    ),
+    Mutant(
+        "sum-not-lowered-for-purged-holds",
+        "Holds that go with their put stay in the sum.",
+        CATALOG_FILE,
+        "            end(store, hold)\n    store.remove(op)",
+        "            store.remove(hold)\n    store.remove(op)",
+    ),
+    # --- dots and epochs (rule 3) ---
+    Mutant(
+        "dot-reused-after-a-restore",
+        "A peer writes under the same epoch in all its lives.",
+        REPLICA_FILE,
+        "Origin(self.me, self._chance.getrandbits(EPOCH_BITS))",
+        "Origin(self.me, 1)",
+    ),
+    Mutant(
+        "resumed-image-not-noticed",
+        "A peer that hears of its own epoch beyond its last seq goes on under it.",
+        REPLICA_FILE,
+        "        if theirs > self.store.seen(self.origin):",
+        "        if theirs < 0:",
+    ),
+    Mutant(
+        "disputed-dots-not-given-back",
+        "A peer that leaves its epoch keeps the dots that may name two ops.",
+        REPLICA_FILE,
+        "        disputed = self.store.rewind(disputed_origin, kept)",
+        "        disputed = self.store.rewind(disputed_origin, kept)\n"
+        "        for op in disputed:\n"
+        "            self.store.append(op)\n"
+        "            self.store.advance(*op.dot)",
+        (HISTORIES, REPLICA),
+    ),
+    Mutant(
+        "disputed-rows-stay",
+        "A peer that leaves its epoch keeps the rows of the dots it gave back.",
+        REPLICA_FILE,
+        "                catalog.end_if_live(self.store, self.store.put_at(op.dot))",
+        "                pass",
+    ),
+    Mutant(
+        "disputed-names-kept",
+        "What is written again under a new name still refers to the old names.",
+        REPLICA_FILE,
+        "            return tuple(renamed.get(dot, dot) for dot in dots)",
+        "            return dots",
+        (HISTORIES, REPLICA),
+    ),
+    Mutant(
+        "written-again-drop-forgets-the-confirmed",
+        "A drop of everything that is written again spares the holds that were confirmed.",
+        REPLICA_FILE,
+        "(kept,) if kept.seq and any(end in renamed for end in op.up_to) else ()",
+        "()",
+        (REPLICA,),
+    ),
+    Mutant(
+        "nothing-is-confirmed",
+        "A peer that leaves its epoch gives back dots that others build on.",
+        REPLICA_FILE,
+        "            self._confirmed = max(self._confirmed, theirs)",
+        "            pass",
+    ),
+    Mutant(
+        "rumors-confirm-nothing",
+        "An op that builds on ours does not count as a sign that ours was heard.",
+        REPLICA_FILE,
+        "            self._meet_in(op, wall_ms)\n",
+        "",
+        (TOLD, REPLICA),
+    ),
+    Mutant(
+        "whole-states-are-not-met",
+        "A resumed image that takes over a whole state does not notice its forgotten ops in it.",
+        REPLICA_FILE,
+        "        self.meet(their_vv, wall_ms)\n        for op in self.store.staged():",
+        "        for op in self.store.staged():",
+        (REPLICA,),
+    ),
+    # --- a peer and its disk (rule 4) ---
+    Mutant(
+        "own-holds-not-told",
+        "A peer is not told of holds of its own that it forgot and its disk does not back.",
+        REPLICA_FILE,
+        "            heard.my_holds.append(op)",
+        "            pass",
+    ),
+    Mutant(
+        "own-drops-not-told",
+        "A peer is not told of drops of its own, so that what its disk backs stays undeclared.",
+        REPLICA_FILE,
+        "            heard.my_drops += 1",
+        "            pass",
+        (REPLICA,),
+    ),
+    Mutant(
+        "declared-twice",
+        "A peer declares again what it has declared.",
+        REPLICA_FILE,
+        "        if self.store.put_at(put) is None or self.my_holds_of(put):",
+        "        if self.store.put_at(put) is None:",
+        (REPLICA,),
+    ),
+    # --- whole states (rule 5) ---
+    Mutant(
+        "floor-not-raised-after-a-merge",
+        "Who took over a whole state offers a log with a hole where that state came from.",
+        CATALOG_FILE,
+        "            store.raise_floor(origin, seq)",
+        "            pass",
+    ),
+    Mutant(
+        "unpinned-snapshot",
+        "A snapshot is read page by page while the peer goes on, and its version vector is that of the end.",
+        REPLICA_FILE,
+        "        return Snapshot(self.store.version_vector(), tuple(self.store.live()))",
+        "        late = property(lambda _: self.store.version_vector())\n"
+        '        return type("Late", (), {"version_vector": late, "ops": self.store.live()})()',
+    ),
+    Mutant(
+        "merge-removes-what-the-other-never-saw",
+        "A merge takes what the other peer lacks for removed, heard of or not.",
+        CATALOG_FILE,
+        "        if covers(their_vv, op.dot) and not store.is_staged(op.dot):",
+        "        if not store.is_staged(op.dot):",
+    ),
+    Mutant(
+        "merge-removes-nothing",
+        "A merge keeps what the other peer has seen removed.",
+        CATALOG_FILE,
+        "        if covers(their_vv, op.dot) and not store.is_staged(op.dot):",
+        "        if op.dot.seq < 0:",
+    ),
+    Mutant(
+        "merge-revives",
+        "A merge brings back what was removed here and is still live there.",
+        CATALOG_FILE,
+        "        if not covers(mine, op.dot) and _may_live(store, op):",
+        "        if _live(store, op) is None and _may_live(store, op):",
+    ),
+    Mutant(
+        "merged-hold-without-its-put",
+        "A merge brings a hold to life whose put was removed here.",
+        CATALOG_FILE,
+        "        if not covers(mine, op.dot) and _may_live(store, op):",
+        "        if not covers(mine, op.dot):",
+    ),
+    Mutant(
+        "stage-not-cleared",
+        "What was staged for a merge is still there for the next.",
+        CATALOG_FILE,
+        "            store.raise_floor(origin, seq)\n    store.clear_stage()",
+        "            store.raise_floor(origin, seq)",
+    ),
+    # --- disagreement (rule 6) ---
+    Mutant(
+        "disagreement-taken-for-deletions",
+        "With equal version vectors and unequal sums, what one lacks is removed from the other.",
+        REPLICA_FILE,
+        "        return catalog.unite_staged(self.store)",
+        "        catalog.merge_staged(self.store, self.store.version_vector())\n        return 0",
+        (ROT,),
+    ),
+    Mutant(
+        "disagreement-not-noticed",
+        "Peers with equal version vectors never compare their sums.",
+        REPLICA_FILE,
+        "        return self.store.state_sum() != their_sum and",
+        "        return False and",
+        (ROT,),
+    ),
+    Mutant(
+        "sum-not-recomputed",
+        "After a disagreement the sum is left as wrong as it was.",
+        REPLICA_FILE,
+        "        self.store.set_state_sum(catalog.sum_of_rows(self.store))\n",
+        "",
+        (REPLICA,),
+    ),
+    # --- time ---
+    Mutant(
+        "stamps-not-observed",
+        "What is written after hearing of a version may be stamped before it.",
+        REPLICA_FILE,
+        "                self.clock.observe(op.stamp, wall_ms)\n                self._note_own",
+        "                self._note_own",
+        (REPLICA,),
+    ),
+    Mutant(
+        "wrong-clocks-pull",
+        "One clock that is far ahead sets all the others.",
+        IDENTITY_FILE,
+        "        if ms_of_stamp(stamp) > wall_ms + self.DRIFT_MAX_MS:",
+        "        if ms_of_stamp(stamp) < 0:",
+        (REPLICA,),
+    ),
+    # --- bytes ---
+    Mutant(
+        "digest-of-what-was-superseded",
+        "Who took a put over as state has another sum than who heard it.",
+        CODEC_FILE,
+        "    entry = Put(op.dot, op.stamp, op.manifest) if isinstance(op, Put) else op",
+        "    entry = op",
+        (CODEC,),
+    ),
+    Mutant(
+        "vector-in-any-order",
+        "Equal version vectors give different bytes.",
+        CODEC_FILE,
+        "for origin, seq in sorted(vv.items())]",
+        "for origin, seq in vv.items()]",
+        (CODEC,),
+    ),
+    Mutant(
+        "deep-nesting-crashes",
+        "A message nested deeply enough raises something nobody expects.",
+        CODEC_FILE,
+        "    return reprlib.repr(value)",
+        "    return repr(value)[:80]",
+        (CODEC + "::test_values_nested_without_end_are_malformed",),
+    ),
+    Mutant(
+        "true-is-one",
+        "A truth value passes for a number.",
+        CODEC_FILE,
+        "    if type(value) is not int or",
+        "    if not isinstance(value, int) or",
+        (CODEC + "::test_a_put_with_a_value_that_cannot_be_is_malformed",),
+    ),
+    # --- the store in memory ---
+    Mutant(
+        "floor-forgets-other-logs",
+        "A floor that rises for one origin cuts the logs of all.",
+        STORE_FILE,
+        "if op.dot.origin != origin or op.dot.seq > seq]",
+        "if op.dot.seq > seq]",
+        (STORE,),
+    ),
+    Mutant(
+        "rewound-log-stays",
+        "A log that was rewound still has what was taken out.",
+        STORE_FILE,
+        "if op.dot.origin != origin or op.dot.seq <= seq]",
+        "if op.dot.origin]",
+        (STORE,),
+    ),
+    Mutant(
+        "first-version-shown",
+        "Of concurrent versions another one is shown than the latest.",
+        STORE_FILE,
+        "    return put.stamp, put.dot",
+        "    return -put.stamp, put.dot",
+        (STORE,),
+    ),
+)

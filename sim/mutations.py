@@ -1,0 +1,220 @@
+"""Plants each bug of `sim.mutants` in a scratch copy of the project and runs the tests that must find it there.
+
+The tree it is started from is only read. A bug counts as found when the tests fail (pytest's exit code 1); tests that
+cannot be collected, run out of time or import another copy of the project prove nothing and are errors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import click
+
+from sim.mutants import MUTANTS, Mutant
+
+PROJECT = Path(__file__).resolve().parent.parent
+COPIED = ("protocol", "peer", "sim", "tests", "pyproject.toml")
+LIMIT_S = 120.0
+
+_GREEN, _RED = 0, 1
+_FAILED_TEST = re.compile(r"^FAILED (?:\S*/)?(\S+?\.py::\S+)", re.MULTILINE)
+
+# Runs inside pytest: the editable install of the project must not be what is tested.
+_WATCH = '''\
+"""Ends a run with exit code 70 if it imported a module of the project from anywhere but this copy."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_sessionfinish(session):
+    for name in ("protocol", "protocol.replica", "protocol.catalog", "replicas.cluster"):
+        module = sys.modules.get(name)
+        if module is not None and HERE not in Path(module.__file__).resolve().parents:
+            print(f"{name} was imported from {module.__file__}, not from {HERE}")
+            session.exitstatus = 70
+    if "protocol" not in sys.modules:
+        print("the tests did not import the project at all")
+        session.exitstatus = 70
+'''
+
+
+class MutantDoesNotApply(Exception):
+    """The text a mutant replaces is not in its file exactly once: rewrite the mutant."""
+
+
+class Outcome(Enum):
+    """What the tests said of a mutant."""
+
+    FOUND = "found"
+    SURVIVED = "SURVIVED"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one mutant: `by` is the test that found it, or what went wrong."""
+
+    mutant: Mutant
+    outcome: Outcome
+    by: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of pytest in a scratch copy."""
+
+    exit_code: int | None
+    """None: it ran out of time."""
+    output: str
+    seconds: float
+
+
+def check_applies(mutant: Mutant) -> None:
+    """Raises MutantDoesNotApply."""
+    found = (PROJECT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+    if found != 1:
+        raise MutantDoesNotApply(
+            f"mutant {mutant.name}: what it replaces is {found} times in {mutant.file}, not once; "
+            f"rewrite it in sim/mutants.py:\n{mutant.old}"
+        )
+
+
+@contextmanager
+def scratch_copy() -> Iterator[Path]:
+    """A copy of the project to spoil."""
+    with tempfile.TemporaryDirectory(prefix="minidfs-mutant-") as folder:
+        scratch = Path(folder)
+        for name in COPIED:
+            source = PROJECT / name
+            if source.is_dir():
+                shutil.copytree(source, scratch / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(source, scratch / name)
+        (scratch / "watch_imports.py").write_text(_WATCH, encoding="utf-8")
+        yield scratch
+
+
+def run_tests(scratch: Path, tests: Iterable[str], limit_s: float = LIMIT_S) -> Run:
+    """Run these tests on the copy, up to the first that fails."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "--tb=line", "-p", "watch_imports"]
+    command += ["--hypothesis-profile=mutants", *tests]
+    paths = os.pathsep.join([str(scratch), str(scratch / "tests")])
+    env = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
+    started = time.monotonic()
+    try:
+        done = subprocess.run(  # noqa: S603 - the command is ours
+            command, cwd=scratch, env=env, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Run(None, f"no result after {limit_s:.0f} s", time.monotonic() - started)
+    return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - started)
+
+
+def try_mutant(mutant: Mutant) -> Result:
+    """Plant one bug and see whether its tests find it."""
+    with scratch_copy() as scratch:
+        path = scratch / mutant.file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        run = run_tests(scratch, mutant.tests)
+    return judge(mutant, run)
+
+
+def judge(mutant: Mutant, run: Run) -> Result:
+    """Red tests are what we want; anything but red and green is no answer."""
+    failed = _FAILED_TEST.search(run.output)
+    if run.exit_code == _RED and failed:
+        return Result(mutant, Outcome.FOUND, failed[1], run.seconds)
+    if run.exit_code == _GREEN:
+        return Result(mutant, Outcome.SURVIVED, "", run.seconds)
+    last_line = run.output.strip().rpartition("\n")[2]
+    return Result(mutant, Outcome.ERROR, f"pytest: {run.exit_code}: {last_line}", run.seconds)
+
+
+def chosen(names: Sequence[str]) -> list[Mutant]:
+    """The mutants of these names, or all.
+
+    Raises click.BadParameter for a name there is not.
+    """
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    assert len(known) == len(MUTANTS), "two mutants of one name"
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"there is no mutant {name!r}; --list shows all")
+    return [known[name] for name in names] or list(MUTANTS)
+
+
+def run_unmutated(mutants: Sequence[Mutant]) -> Run:
+    """All their tests on an unspoilt copy: unless that is green, red says nothing."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    with scratch_copy() as scratch:
+        return run_tests(scratch, tests, 2 * LIMIT_S)
+
+
+def run_mutations(names: Sequence[str] = (), jobs: int = 2) -> Iterator[Result]:
+    """Try mutants, `jobs` at a time, and give the results in their order.
+
+    Raises MutantDoesNotApply before anything runs.
+    """
+    mutants = chosen(names)
+    for mutant in mutants:
+        check_applies(mutant)
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        yield from pool.map(try_mutant, mutants)
+
+
+@click.command("mutations")
+@click.argument("names", nargs=-1)
+@click.option("--list", "list_only", is_flag=True, help="Show the planted bugs and run nothing.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many to try at a time.")
+def mutations(names: tuple[str, ...], *, list_only: bool, jobs: int) -> None:
+    """Plant bugs in a copy of the project, and see whether the tests find them.
+
+    Exit code 1 when one survives.
+    """
+    if list_only:
+        for mutant in chosen(names):
+            click.echo(f"{mutant.name:<42} {mutant.says}")
+        return
+    started = time.monotonic()
+    unmutated = run_unmutated(chosen(names))
+    if unmutated.exit_code != _GREEN:
+        click.echo(unmutated.output, err=True)
+        raise click.ClickException("the tests fail without any mutant; mend that first")
+    click.echo(f"{'(none)':<42} green    {unmutated.seconds:6.1f} s")
+    missed = 0
+    try:
+        for result in run_mutations(names, jobs):
+            missed += result.outcome is not Outcome.FOUND
+            name, outcome = result.mutant.name, result.outcome.value
+            click.echo(f"{name:<42} {outcome:<8} {result.seconds:6.1f} s  {result.by}")
+    except MutantDoesNotApply as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{len(chosen(names))} planted bugs, {missed} not found, {time.monotonic() - started:.0f} s")
+    if missed:
+        raise click.exceptions.Exit(1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
+    mutations.main(args=None if argv is None else list(argv), prog_name="python -m sim.mutations")
+
+
+if __name__ == "__main__":
+    main()

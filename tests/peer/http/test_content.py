@@ -1,0 +1,138 @@
+"""Names, ranges and conditions of downloads."""
+
+from __future__ import annotations
+
+from email.message import Message
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from peer.http.content import Span, clean_filename, disposition_of, guess_content_type, is_current, parse_range
+from peer.http.errors import HttpError
+from peer.http.wire import format_head
+from protocol.codec import FILENAME_CHARS_MAX
+
+ETAG = '"abc"'
+HOSTILE = [
+    'a"b.txt', "a\r\nSet-Cookie: x=1", "a\\b\\c.txt", "../../etc/passwd", "100%.txt", "%0d%0a.txt", "\U0001f600.png", "é.txt",
+    "n" * 500, "", ".", "..", "/", "a\0b", "\u202egpj.exe", "\x7f", "a;filename=b", "日本語" * 100, "'; DROP", "a b",
+]  # fmt: skip
+
+
+# --- names ---
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(HOSTILE))
+@example("\x85\u2028")
+def test_every_name_makes_a_header_field_that_reads_back(name: str) -> None:
+    filename = clean_filename(name)
+    assert "/" not in filename
+    assert "\\" not in filename
+    assert len(filename) <= FILENAME_CHARS_MAX
+    value = disposition_of(filename)
+    assert value.isascii()
+    assert value.isprintable()
+    # What the server writes may hold nothing that ends the field early.
+    head = format_head(200, [(b"content-disposition", value.encode("latin-1"))])
+    assert head.count(b"\r\n") == 3
+    assert unquote(value.partition("filename*=UTF-8''")[2]) == (filename or "file")
+    message = Message()
+    message["content-disposition"] = value
+    assert message.get_content_disposition() == "attachment"
+    plain = message.get_param("filename", header="content-disposition")
+    assert plain
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_plain_name_is_safe_to_save_under(name: str) -> None:
+    plain = disposition_of(clean_filename(name)).split('"')[1]
+    assert plain
+    assert not set(plain) & set('"\\/%\r\n\0')
+    assert all(" " <= char <= "~" for char in plain)
+
+
+@pytest.mark.parametrize(
+    ("claimed_name", "expected"),
+    [
+        ("a.txt", "a.txt"), ("C:\\temp\\a.txt", "a.txt"), ("/etc/passwd", "passwd"), ("../..", ".."), ("a/", ""),
+        ("a\nb", "ab"), ("\ud800a", "a"), ("a" * 2000, "a" * FILENAME_CHARS_MAX),
+    ],
+)  # fmt: skip
+def test_a_path_is_cut_down_to_its_last_part(claimed_name: str, expected: str) -> None:
+    assert clean_filename(claimed_name) == expected
+
+
+@pytest.mark.parametrize(
+    ("filename", "claimed", "expected"),
+    [
+        ("a.txt", "", "text/plain"), ("a.txt", "application/octet-stream", "text/plain"), ("a.txt", "image/png", "image/png"),
+        ("a", "", "application/octet-stream"), ("a.png", "no type", "image/png"), ("a.png", "a/b\r\nx: y", "image/png"),
+        ("a.html", "text/html; charset=utf-8", "text/html"), ("a.unknown-ending", "", "application/octet-stream"),
+        ("a.txt", "é/x", "text/plain"), ("", "", "application/octet-stream"), ("a.tar.gz", "", "application/x-tar"),
+    ],
+)  # fmt: skip
+def test_the_clients_type_counts_unless_it_says_nothing(filename: str, claimed: str, expected: str) -> None:
+    assert guess_content_type(filename, claimed) == expected
+
+
+@given(st.text(), st.text())
+def test_every_type_is_fit_for_a_header(filename: str, claimed: str) -> None:
+    found = guess_content_type(filename, claimed)
+    assert found.isascii()
+    assert found.isprintable()
+    assert len(found) < 255
+
+
+# --- ranges ---
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, None), ("", None), ("bytes=0-0", Span(0, 1)), ("bytes=0-9", Span(0, 10)), ("bytes=3-", Span(3, 7)),
+        ("bytes=3-99", Span(3, 7)), ("bytes=-3", Span(7, 3)), ("bytes=-99", Span(0, 10)), (" bytes=0-1 ", Span(0, 2)),
+        ("bytes=5-3", None), ("bytes=-", None), ("bytes=0-1,3-4", None), ("items=0-1", None), ("bytes=a-b", None),
+        ("bytes=1", None), ("bytes=--1", None), ("bytes 0-1", None), ("bytes=0-1;", None),
+        ("bytes=9-9", Span(9, 1)), ("bytes=0-9999999999999999999", Span(0, 10)), ("bytes=" + "9" * 30 + "-", None),
+    ],
+)  # fmt: skip
+def test_a_range_is_understood_or_ignored(header: str | None, expected: Span | None) -> None:
+    assert parse_range(header, 10) == expected
+
+
+@pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=10-12", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-1", 0)])
+def test_a_range_that_cannot_be_met_is_416(header: str, size: int) -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_range(header, size)
+    assert caught.value.status == 416
+    assert caught.value.headers == {"content-range": f"bytes */{size}"}
+
+
+@given(st.text(max_size=40) | st.from_regex(r"bytes=[0-9]{0,21}-[0-9]{0,21}", fullmatch=True), st.integers(0, 1 << 63))
+def test_every_range_lies_within_the_file(header: str, size: int) -> None:
+    try:
+        span = parse_range(header, size)
+    except HttpError as error:
+        assert error.status == 416
+        return
+    if span is not None:
+        assert span.count > 0
+        assert 0 <= span.first
+        assert span.first + span.count <= size
+
+
+# --- conditions ---
+
+
+@pytest.mark.parametrize(
+    ("header", "strong", "weak"),
+    [
+        (None, False, False), ("", False, False), ("*", True, True), (ETAG, True, True), (f"W/{ETAG}", False, True),
+        ('"x", "abc"', True, True), ('"x",W/"abc" ', False, True), ('"x"', False, False), ("abc", False, False), ('"abc', False, False),
+    ],
+)  # fmt: skip
+def test_entity_tags_are_compared_strongly_or_weakly(header: str | None, strong: bool, weak: bool) -> None:  # noqa: FBT001
+    assert is_current(header, ETAG, weak=False) is strong
+    assert is_current(header, ETAG, weak=True) is weak

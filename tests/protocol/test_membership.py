@@ -1,0 +1,202 @@
+"""Who is a member and who answers: probes, silence, and records that contradict each other."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.identity import NodeId
+from protocol.membership import (
+    Effect,
+    Event,
+    Learned,
+    Membership,
+    Met,
+    Received,
+    Send,
+    SetTimer,
+    Status,
+    StatusChanged,
+    Tick,
+)
+from protocol.messages import INCARNATION_MAX, Ack, Member, Ping
+
+A, B, C = (Member(NodeId(name), f"{name}:1", 1) for name in "abc")
+INTERVAL_S, DOWN_AFTER_S = 1.0, 3.0
+NAMES = st.sampled_from(["a", "b", "c", "d"]).map(NodeId)
+RECORDS = st.builds(Member, NAMES, st.sampled_from(["x:1", "y:2", ""]), st.integers(0, 6), st.sampled_from(["", "z"]))
+ABSURD = st.builds(Member, NAMES, st.text(max_size=20), st.integers(0, INCARNATION_MAX), st.text(max_size=5))
+EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.builds(Tick),
+    st.builds(Received, st.builds(Ping, st.integers(0, 9), ABSURD)),
+    st.builds(Received, st.builds(Ack, st.integers(0, 9), ABSURD)),
+    st.builds(Learned, st.lists(ABSURD, max_size=5).map(tuple)),
+)
+
+
+def membership_of(*members: Member, me: Member = A) -> Membership:
+    return Membership(me, members, INTERVAL_S, DOWN_AFTER_S)
+
+
+def pings(effects: list[Effect]) -> dict[str, Ping]:
+    return {
+        effect.to: effect.message for effect in effects if isinstance(effect, Send) and isinstance(effect.message, Ping)
+    }
+
+
+def answer(membership: Membership, effects: list[Effect], member: Member, now: float) -> list[Effect]:
+    """The peer answers the ping it was just sent."""
+    return membership.handle(Received(Ack(pings(effects)[member.address].number, member)), now)
+
+
+# --- probing ---
+
+
+def test_every_other_peer_is_probed_at_every_tick() -> None:
+    membership = membership_of(A, B, C)
+    for now in range(5):
+        effects = membership.handle(Tick(), float(now))
+        assert sorted(pings(effects)) == ["b:1", "c:1"]
+        assert [effect for effect in effects if isinstance(effect, SetTimer)] == [SetTimer(INTERVAL_S)]
+
+
+def test_a_ping_is_answered_with_its_number_to_the_address_the_sender_names() -> None:
+    membership = membership_of(B)
+    assert membership.handle(Received(Ping(7, B)), 0.0) == [Send("b:1", Ack(7, A))]
+    stranger = Member(NodeId("d"), "d:1", 4)
+    assert Send("d:1", Ack(1, A)) in membership.handle(Received(Ping(1, stranger)), 0.0)
+    assert membership.member(stranger.node_id) == stranger
+
+
+def test_a_peer_is_met_when_it_answers_down_after_three_seconds_of_silence_and_met_again() -> None:
+    membership = membership_of(B)
+    assert membership.status(B.node_id) is Status.DOWN
+    effects = answer(membership, membership.handle(Tick(), 0.0), B, 0.1)
+    assert effects == [StatusChanged(B.node_id, Status.ALIVE), Met(B.node_id)]
+    assert membership.reachable() == [B.node_id]
+    seen = {}
+    for tenth in range(1, 50):
+        now = 0.1 + tenth / 10
+        membership.handle(Tick(), now)
+        seen.setdefault(membership.status(B.node_id), round(now - 0.1, 1))
+    assert seen == {Status.ALIVE: 0.1, Status.SUSPECT: 1.5, Status.DOWN: 3.0}
+    assert membership.reachable() == []
+    probes = membership.handle(Tick(), 99.0)
+    assert "b:1" in pings(probes), "a peer that is down is knocked at"
+    assert Met(B.node_id) in answer(membership, probes, B, 99.1)
+    assert membership.status(B.node_id) is Status.ALIVE
+
+
+def test_a_suspect_that_answers_is_alive_again_and_was_never_away() -> None:
+    membership = membership_of(B)
+    answer(membership, membership.handle(Tick(), 0.0), B, 0.0)
+    probes = membership.handle(Tick(), 2.0)
+    assert membership.status(B.node_id) is Status.SUSPECT
+    assert answer(membership, probes, B, 2.1) == [StatusChanged(B.node_id, Status.ALIVE)]
+
+
+def test_a_ping_alone_does_not_make_its_sender_reachable() -> None:
+    """It may hear nothing of what we send."""
+    membership = membership_of(B)
+    for now in range(10):
+        membership.handle(Received(Ping(now, B)), float(now))
+        membership.handle(Tick(), float(now))
+    assert membership.status(B.node_id) is Status.DOWN
+
+
+@given(st.lists(st.floats(0.001, 2.0), min_size=1, max_size=20))
+def test_the_latency_lies_between_the_round_trips_seen(round_trips_s: list[float]) -> None:
+    membership = membership_of(B)
+    now = 0.0
+    for round_trip_s in round_trips_s:
+        now += 10
+        answer(membership, membership.handle(Tick(), now), B, now + round_trip_s)
+    latency_s = membership.latency_s(B.node_id)
+    assert latency_s is not None
+    assert min(round_trips_s) - 1e-9 <= latency_s <= max(round_trips_s) + 1e-9
+
+
+def test_an_ack_of_another_ping_says_nothing_of_the_latency() -> None:
+    membership = membership_of(B)
+    old = membership.handle(Tick(), 0.0)
+    membership.handle(Tick(), 1.0)
+    answer(membership, old, B, 1.1)
+    assert membership.status(B.node_id) is Status.ALIVE
+    assert membership.latency_s(B.node_id) is None
+
+
+# --- records ---
+
+
+@given(st.lists(RECORDS, max_size=20), st.randoms(use_true_random=False))
+def test_the_highest_incarnation_wins_in_whatever_order_records_come(heard: list[Member], rng: Random) -> None:
+    # A peer writes one record for each of its incarnations.
+    heard = list({(record.node_id, record.incarnation): record for record in heard if record.node_id != "a"}.values())
+    ours, theirs = membership_of(), membership_of()
+    for record in heard:
+        ours.handle(Learned((record,)), 0.0)
+    for record in rng.sample(heard, len(heard)):
+        theirs.handle(Received(Ping(1, record)), 0.0)
+    assert ours.members() == theirs.members()
+    for record in heard:
+        known = ours.member(record.node_id)
+        assert known is not None
+        assert known.incarnation == max(other.incarnation for other in heard if other.node_id == record.node_id)
+
+
+@given(st.lists(RECORDS, max_size=20))
+def test_nobody_elses_record_of_ourselves_outlives_ours(heard: list[Member]) -> None:
+    membership = membership_of()
+    for record in heard:
+        membership.handle(Learned((record,)), 0.0)
+    mine = [record for record in heard if record.node_id == "a"]
+    assert membership.me.address == A.address
+    assert membership.member(A.node_id) == membership.me
+    for record in mine:
+        assert record == membership.me or record.incarnation < membership.me.incarnation
+    other = membership_of(*mine, me=B)
+    other.handle(Received(Ping(1, membership.me)), 0.0)
+    if mine:
+        assert other.member(A.node_id) == membership.me or membership.me.incarnation == A.incarnation
+
+
+def test_a_peer_on_an_emptied_disk_outranks_the_record_of_its_former_life() -> None:
+    membership = membership_of()
+    former = Member(A.node_id, "old:1", 17)
+    membership.handle(Learned((former, B)), 0.0)
+    assert membership.me == Member(A.node_id, "a:1", 18)
+    assert pings(membership.handle(Tick(), 0.0))["b:1"].sender.incarnation == 18
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(-1e9, 1e9)), max_size=60))
+def test_absurd_events_never_raise_and_leave_ourselves_alive(events: list[tuple[Event, float]]) -> None:
+    membership = membership_of(A, B)
+    for event, now in events:
+        membership.handle(event, now)
+        names = [member.node_id for member in membership.members()]
+        assert names == sorted(set(names))
+        assert membership.status(A.node_id) is Status.ALIVE
+        assert A.node_id not in membership.reachable()
+        assert set(membership.reachable()) <= set(names)
+        assert membership.latency_s(A.node_id) == 0.0
+
+
+def test_a_thousand_absurd_events_in_a_row() -> None:
+    chance = Random(1)
+    membership = membership_of(B, C)
+    for _ in range(1000):
+        record = Member(NodeId(chance.choice("abcd")), "?" * chance.randrange(9), chance.getrandbits(40))
+        message = chance.choice([Ping, Ack])(chance.randrange(-5, 2000), record)
+        membership.handle(chance.choice([Tick(), Received(message), Learned((record,) * 3)]), chance.uniform(-9, 9))
+    assert len(membership.members()) == 4
+
+
+def test_of_strangers_nothing_is_believed() -> None:
+    membership = membership_of()
+    stranger = NodeId("nobody")
+    assert membership.status(stranger) is Status.DOWN
+    assert membership.member(stranger) is None
+    assert membership.heard_at(stranger) is None
+    assert membership.latency_s(stranger) is None

@@ -1,0 +1,195 @@
+"""Messages as bytes: they read back, and what is none is refused in one way."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.codec import FILE_KEY_PATTERN
+from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
+from protocol.identity import EPOCH_BITS, NODE_ID_PATTERN, SEQ_MAX, Dot, NodeId, Origin
+from protocol.messages import (
+    ADDRESS_CHARS_MAX,
+    CLUSTER_ID_CHARS_MAX,
+    DATAGRAM_BYTES_MAX,
+    INCARNATION_MAX,
+    ZONE_CHARS_MAX,
+    Ack,
+    Datagram,
+    ExchangeReply,
+    ExchangeRequest,
+    Member,
+    Ping,
+    decode_datagram,
+    decode_reply,
+    decode_request,
+    encode_datagram,
+    encode_reply,
+    encode_request,
+)
+
+CLUSTER = "00" * 16
+NODE_IDS = st.sampled_from(["a", "node-1", "N" * 64, "0._-x"]).map(NodeId)
+ORIGINS = st.builds(Origin, NODE_IDS, st.integers(0, (1 << EPOCH_BITS) - 1))
+DOTS = st.builds(Dot, ORIGINS, st.integers(1, SEQ_MAX))
+VECTORS = st.dictionaries(ORIGINS, st.integers(1, SEQ_MAX), max_size=5)
+SUMS = st.integers(0, (1 << 128) - 1)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+MEMBERS = st.builds(
+    Member,
+    NODE_IDS,
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=ADDRESS_CHARS_MAX),
+    st.integers(0, INCARNATION_MAX),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=ZONE_CHARS_MAX),
+)
+BLOBS = st.lists(st.binary(max_size=50), max_size=5).map(tuple)
+MANY_MEMBERS = st.lists(MEMBERS, max_size=5).map(tuple)
+DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
+    st.builds(Ping, st.integers(0, SEQ_MAX), MEMBERS), st.builds(Ack, st.integers(0, SEQ_MAX), MEMBERS)
+)
+REQUESTS = st.builds(
+    ExchangeRequest,
+    sender=MEMBERS,
+    members=MANY_MEMBERS,
+    vv=VECTORS,
+    state_sum=SUMS,
+    ops=BLOBS,
+    hold=st.lists(DOTS, max_size=5).map(tuple),
+    chunks=BLOBS,
+    behind=st.booleans(),
+)
+REPLIES = st.builds(
+    ExchangeReply,
+    members=MANY_MEMBERS,
+    vv=VECTORS,
+    state_sum=SUMS,
+    ops=BLOBS,
+    more=st.booleans(),
+    behind=st.booleans(),
+)
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | TEXT | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT | st.binary(), inner, max_size=3),
+    max_leaves=15,
+)
+
+
+@given(DATAGRAMS)
+def test_datagrams_read_back(message: Datagram) -> None:
+    raw = encode_datagram(CLUSTER, message)
+    if len(raw) <= DATAGRAM_BYTES_MAX:
+        assert decode_datagram(CLUSTER, raw) == message
+
+
+@settings(max_examples=30)
+@given(REQUESTS)
+def test_requests_read_back(request: ExchangeRequest) -> None:
+    assert decode_request(CLUSTER, encode_request(CLUSTER, request)) == request
+
+
+@settings(max_examples=30)
+@given(REPLIES)
+def test_replies_read_back(reply: ExchangeReply) -> None:
+    assert decode_reply(encode_reply(reply)) == reply
+
+
+def test_the_largest_datagram_of_plain_text_fits_its_limit() -> None:
+    """Addresses and zones are plain ASCII: host names and ports."""
+    member = Member(NodeId("n" * 64), "a" * ADDRESS_CHARS_MAX, INCARNATION_MAX, "z" * ZONE_CHARS_MAX)
+    for message in (Ping(SEQ_MAX, member), Ack(SEQ_MAX, member)):
+        raw = encode_datagram("c" * CLUSTER_ID_CHARS_MAX, message)
+        assert len(raw) <= DATAGRAM_BYTES_MAX
+        assert decode_datagram("c" * CLUSTER_ID_CHARS_MAX, raw) == message
+
+
+def test_a_datagram_over_the_limit_is_refused() -> None:
+    raw = encode_datagram(CLUSTER, Ping(1, Member(NodeId("a"), "\U0001f600" * 255, 1, "\U0001f600" * 63)))
+    if len(raw) > DATAGRAM_BYTES_MAX:
+        with pytest.raises(MalformedMessage):
+            decode_datagram(CLUSTER, raw)
+    with pytest.raises(MalformedMessage):
+        decode_datagram(CLUSTER, bytes(DATAGRAM_BYTES_MAX + 1))
+
+
+def decode_all(raw: bytes) -> None:
+    for decode in (
+        lambda: decode_datagram(CLUSTER, raw),
+        lambda: decode_request(CLUSTER, raw),
+        lambda: decode_reply(raw),
+    ):
+        try:
+            decode()
+        except ProtocolError:
+            continue
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_a_protocol_error(raw: bytes) -> None:
+    decode_all(raw)
+
+
+@given(st.lists(JUNK, max_size=12))
+def test_any_values_are_a_message_or_a_protocol_error(values: list[object]) -> None:
+    raw = msgpack.packb(values, use_bin_type=True)
+    decode_all(raw)
+    decode_all(msgpack.packb([1, 0, CLUSTER, *values]))
+    decode_all(msgpack.packb([1, CLUSTER, *values]))
+
+
+@settings(max_examples=30)
+@given(DATAGRAMS, REQUESTS, REPLIES, st.data())
+def test_a_message_with_something_changed_is_a_message_or_a_protocol_error(
+    datagram: Datagram, request: ExchangeRequest, reply: ExchangeReply, data: st.DataObject
+) -> None:
+    for raw in (encode_datagram(CLUSTER, datagram), encode_request(CLUSTER, request), encode_reply(reply)):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        changed = bytearray(raw)
+        changed[at] = data.draw(st.integers(0, 255))
+        decode_all(bytes(changed))
+        decode_all(raw[:at])
+        decode_all(raw + raw[:at])
+        fields = msgpack.unpackb(raw)
+        fields[data.draw(st.integers(0, len(fields) - 1))] = data.draw(JUNK)
+        decode_all(msgpack.packb(fields))
+
+
+@given(st.integers(1, 60), st.booleans())
+def test_nesting_and_lengths_that_are_lies_are_refused(depth: int, deep: bool) -> None:  # noqa: FBT001
+    decode_all((b"\x91" * depth * (1000 if deep else 1)) + b"\xc0")
+    for lie in (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01"):
+        decode_all(lie)
+        decode_all(b"\x95\x01\x00" + lie)
+
+
+@settings(max_examples=30)
+@given(DATAGRAMS, REQUESTS)
+def test_messages_of_another_cluster_are_told_apart(datagram: Datagram, request: ExchangeRequest) -> None:
+    raw = encode_datagram("another", datagram)
+    if len(raw) <= DATAGRAM_BYTES_MAX:
+        with pytest.raises(WrongCluster):
+            decode_datagram(CLUSTER, raw)
+    with pytest.raises(WrongCluster):
+        decode_request(CLUSTER, encode_request("another", request))
+
+
+@settings(max_examples=30)
+@given(REQUESTS, REPLIES, DATAGRAMS, JUNK)
+def test_a_later_wire_version_with_more_fields_is_understood(
+    request: ExchangeRequest, reply: ExchangeReply, datagram: Datagram, more: object
+) -> None:
+    def later(raw: bytes) -> bytes:
+        fields = msgpack.unpackb(raw)
+        return bytes(msgpack.packb([fields[0] + 1, *fields[1:], more]))
+
+    assert decode_request(CLUSTER, later(encode_request(CLUSTER, request))) == request
+    assert decode_reply(later(encode_reply(reply))) == reply
+    raw = later(encode_datagram(CLUSTER, datagram))
+    if len(raw) <= DATAGRAM_BYTES_MAX:
+        assert decode_datagram(CLUSTER, raw) == datagram
+
+
+def test_patterns_match_whole_texts_only() -> None:
+    assert not FILE_KEY_PATTERN.fullmatch("a\n")
+    assert not NODE_ID_PATTERN.fullmatch("a\n")

@@ -1,0 +1,427 @@
+"""What one replica promises to the peer around it, a sentence a test."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.codec import decode_op, encode_op
+from protocol.identity import Dot, HybridClock, NodeId, Origin, Stamp, ms_of_stamp, stamp_of_ms
+from protocol.ops import Delete, Hold, Manifest, Put
+from protocol.replica import Replica
+from protocol.store import MemoryStore
+
+NOW = 1_700_000_000_000
+NO_LIMIT = 1 << 30
+
+
+def replica(name: str, store: MemoryStore | None = None, seed: int = 0) -> Replica:
+    return Replica(NodeId(name), store or MemoryStore(), Random(f"{name} {seed}"))
+
+
+def manifest(file_key: str = "a") -> Manifest:
+    return Manifest(
+        file_key=file_key,
+        filename=file_key,
+        size_bytes=0,
+        sha256=bytes(32),
+        content_type="text/plain",
+        uploaded_at_ms=NOW,
+        copies=3,
+        chunks=(),
+    )
+
+
+def tell(teller: Replica, hearer: Replica, wall_ms: int = NOW):
+    suffix = teller.suffix(hearer.store.version_vector(), NO_LIMIT)
+    return hearer.hear(teller.store.version_vector(), [decode_op(raw) for raw in suffix.ops], wall_ms)
+
+
+# --- writing ---
+
+
+def test_a_put_replaces_the_versions_known_here() -> None:
+    me = replica("a")
+    first, second = me.put(manifest(), NOW), me.put(manifest(), NOW)
+    assert second.supersedes == (first.dot,)
+    assert me.store.puts_of("a") == [second]
+
+
+def test_a_delete_of_an_unknown_file_writes_nothing() -> None:
+    me = replica("a")
+    assert me.delete("a", NOW) is None
+    assert me.store.version_vector() == {}
+
+
+def test_a_hold_of_a_removed_file_writes_nothing() -> None:
+    me = replica("a")
+    put = me.put(manifest(), NOW)
+    me.delete("a", NOW)
+    assert me.hold(put.dot, NOW) is None
+
+
+def test_a_file_is_declared_held_once() -> None:
+    me = replica("a")
+    put = me.put(manifest(), NOW)
+    assert me.hold(put.dot, NOW) is not None
+    assert me.hold(put.dot, NOW) is None
+
+
+def test_holds_that_are_not_live_are_not_dropped_again() -> None:
+    me = replica("a")
+    hold = me.hold(me.put(manifest(), NOW).dot, NOW)
+    assert me.drop([hold], NOW).supersedes == (hold.dot,)
+    assert me.drop([hold], NOW) is None
+    assert me.drop_all(NOW) is None
+
+
+def test_only_the_holds_the_disk_does_not_back_are_dropped() -> None:
+    me = replica("a")
+    kept, lost = (me.hold(me.put(manifest(key), NOW).dot, NOW) for key in "ab")
+    me.drop_unbacked(lambda put: put == kept.put, NOW)
+    assert me.store.holds_by(me.me) == [kept]
+    assert lost is not None
+
+
+def test_one_op_drops_the_holds_of_all_lives_of_a_peer_and_of_no_other() -> None:
+    me, other = replica("a"), replica("b")
+    put = other.put(manifest(), NOW)
+    theirs = other.hold(put.dot, NOW)
+    tell(other, me)
+    first = me.hold(put.dot, NOW)
+    me = replica("a", me.store, seed=1)
+    second = me.hold(me.put(manifest("b"), NOW).dot, NOW)
+    drop = me.drop_all(NOW)
+    assert sorted(drop.up_to) == sorted([first.dot, second.dot])
+    tell(me, other)
+    assert me.store.holds_by(me.me) == other.store.holds_by(me.me) == []
+    assert other.store.holds_of(put.dot) == [theirs]
+
+
+# --- time ---
+
+
+@given(st.lists(st.integers(0, 1 << 46), min_size=2))
+def test_stamps_grow_whatever_the_clock_on_the_wall_does(walls: list[int]) -> None:
+    clock = HybridClock()
+    stamps = [clock.tick(wall_ms) for wall_ms in walls]
+    assert all(one < other for one, other in pairwise(stamps))
+    assert all(ms_of_stamp(stamp) >= wall_ms for stamp, wall_ms in zip(stamps, walls, strict=True))
+
+
+@given(ahead_ms=st.integers(-(1 << 40), HybridClock.DRIFT_MAX_MS))
+def test_what_is_written_after_hearing_of_a_version_is_stamped_later(ahead_ms: int) -> None:
+    ahead, me = replica("b"), replica("a")
+    heard = ahead.put(manifest(), NOW + ahead_ms)
+    tell(ahead, me)
+    assert me.put(manifest("b"), NOW).stamp > heard.stamp
+
+
+def test_a_version_taken_over_as_state_counts_as_heard() -> None:
+    ahead, me = replica("b"), replica("a")
+    heard = ahead.put(manifest(), NOW + 5000)
+    snapshot = ahead.snapshot()
+    me.store.stage(snapshot.ops)
+    me.merge_staged(snapshot.version_vector, NOW)
+    assert me.put(manifest("b"), NOW).stamp > heard.stamp
+
+
+def test_a_clock_that_is_far_ahead_does_not_pull_others_along() -> None:
+    ahead, me = replica("b"), replica("a")
+    ahead.put(manifest(), NOW + HybridClock.DRIFT_MAX_MS + 1)
+    tell(ahead, me)
+    assert me.clock.stamps_ignored == 1
+    assert me.put(manifest("b"), NOW).stamp == stamp_of_ms(NOW)
+
+
+# --- hearing ---
+
+
+def test_an_op_heard_twice_takes_effect_once() -> None:
+    me, other = replica("a"), replica("b")
+    put = other.put(manifest(), NOW)
+    assert me.hear({}, [put, put], NOW).applied == 1
+    assert list(me.store.log_after({})) == [put]
+
+
+def test_a_rumor_that_leaves_a_gap_waits() -> None:
+    me, other = replica("a"), replica("b")
+    first, second = other.put(manifest("a"), NOW), other.put(manifest("b"), NOW)
+    assert me.hear({}, [second], NOW).too_early
+    assert me.store.version_vector() == {}
+    assert me.hear({}, [first, second], NOW).applied == 2
+
+
+@pytest.mark.parametrize("kind", ["put", "delete", "hold", "drop", "drop of everything"])
+def test_a_rumor_that_builds_on_what_was_not_heard_waits(kind: str) -> None:
+    writer, other, me = replica("w"), replica("b"), replica("a")
+    put = writer.put(manifest(), NOW)
+    tell(writer, other)
+    other.hold(put.dot, NOW)
+    other = replica("b", other.store, seed=1)
+    write = {
+        "put": lambda: other.put(manifest(), NOW),
+        "delete": lambda: other.delete("a", NOW),
+        "hold": lambda: Replica.hold(replica("c", other.store), put.dot, NOW),
+        "drop": lambda: other.drop(other.my_holds_of(put.dot), NOW),
+        "drop of everything": lambda: other.drop_all(NOW),
+    }
+    assert me.hear({}, [write[kind]()], NOW).too_early
+    assert me.store.version_vector() == {}
+    assert not tell(other, me).too_early
+
+
+def test_what_follows_an_op_that_waits_waits_too() -> None:
+    me, other = replica("a"), replica("b")
+    _, second = other.put(manifest("a"), NOW), other.put(manifest("b"), NOW)
+    unrelated = replica("c").put(manifest("c"), NOW)
+    heard = me.hear({}, [second, unrelated], NOW)
+    assert (heard.applied, heard.too_early) == (0, True)
+
+
+def test_a_peer_is_told_of_holds_and_drops_of_its_own_that_it_forgot() -> None:
+    me, other = replica("a"), replica("b")
+    put = me.put(manifest(), NOW)
+    hold = me.hold(put.dot, NOW)
+    tell(me, other)
+    reborn = replica("a", seed=1)
+    heard = tell(other, reborn)
+    assert heard.my_holds == [hold]
+    me.drop([hold], NOW)
+    tell(me, other)
+    assert tell(other, reborn).my_drops == 1
+    again = tell(other, replica("a", seed=2))
+    assert (again.my_holds, again.my_drops) == ([hold], 1)
+
+
+def test_a_hold_whose_put_is_gone_is_heard_and_not_live() -> None:
+    writer, holder, me = replica("w"), replica("h"), replica("a")
+    put = writer.put(manifest(), NOW)
+    tell(writer, me)
+    tell(writer, holder)
+    hold = holder.hold(put.dot, NOW)
+    me.delete("a", NOW)
+    assert me.hear({}, [hold], NOW).applied == 1
+    assert list(me.store.live()) == []
+    assert me.store.state_sum() == 0
+
+
+# --- suffixes ---
+
+
+@given(limit=st.integers(0, 2000))
+def test_a_suffix_keeps_to_its_limit_and_always_moves_on(limit: int) -> None:
+    me, other = replica("a"), replica("b")
+    for key in "abcdefgh":
+        me.put(manifest(key), NOW)
+    more, rounds = True, 0
+    while more:
+        suffix = me.suffix(other.store.version_vector(), limit)
+        assert suffix.ops
+        assert len(suffix.ops) == 1 or sum(map(len, suffix.ops)) <= limit
+        other.hear({}, [decode_op(raw) for raw in suffix.ops], NOW)
+        more, rounds = suffix.more, rounds + 1
+    assert other.root() == me.root()
+    assert rounds <= 8
+
+
+def test_a_suffix_follows_the_order_of_arrival() -> None:
+    z, a, me = replica("z"), replica("a"), replica("m")
+    put = z.put(manifest(), NOW)
+    tell(z, a)
+    hold = a.hold(put.dot, NOW)
+    tell(a, me)
+    assert me.suffix({}, NO_LIMIT).ops == (encode_op(put), encode_op(hold))
+
+
+def test_who_has_everything_gets_an_empty_suffix() -> None:
+    me = replica("a")
+    me.put(manifest(), NOW)
+    suffix = me.suffix(me.store.version_vector(), NO_LIMIT)
+    assert (suffix.ops, suffix.more) == ((), False)
+
+
+def test_who_is_below_a_floor_gets_no_suffix() -> None:
+    me = replica("a")
+    first = me.put(manifest("a"), NOW)
+    me.put(manifest("b"), NOW)
+    me.truncate({me.origin: 1})
+    assert me.suffix({}, NO_LIMIT) is None
+    assert len(me.suffix({me.origin: first.dot.seq}, NO_LIMIT).ops) == 1
+
+
+def test_a_log_is_truncated_no_further_than_it_was_applied_and_no_floor_falls() -> None:
+    me = replica("a")
+    me.put(manifest(), NOW)
+    stranger = Origin(NodeId("b"), 1)
+    me.truncate({me.origin: 99, stranger: 5})
+    assert me.store.floors() == {me.origin: 1}
+    me.truncate({me.origin: 0})
+    assert me.store.floors() == {me.origin: 1}
+
+
+# --- epochs ---
+
+
+def test_every_start_writes_under_a_new_origin() -> None:
+    me = replica("a")
+    me.put(manifest(), NOW)
+    again = replica("a", me.store, seed=1)
+    assert again.origin != me.origin
+    assert again.put(manifest("b"), NOW).dot == Dot(again.origin, 1)
+
+
+def test_hearing_more_of_the_own_epoch_than_was_written_leaves_it_and_writes_again_what_nobody_confirmed() -> None:
+    me = replica("a")
+    confirmed = me.put(manifest("a"), NOW)
+    me.meet({me.origin: 1}, NOW)
+    put = me.put(manifest("b"), NOW)
+    hold = me.hold(put.dot, NOW)
+    forgotten = me.origin
+    me.meet({forgotten: 9}, NOW)
+    assert me.origin != forgotten
+    assert me.epochs_left == 1
+    assert me.store.version_vector() == {forgotten: 1, me.origin: 2}
+    again, held = me.store.log_after({forgotten: 1})
+    assert isinstance(again, Put)
+    assert isinstance(held, Hold)
+    assert again.manifest == put.manifest
+    assert held.put == again.dot
+    assert list(me.store.live()) == [*sorted([confirmed, again], key=lambda op: op.dot), held]
+    assert me.store.hold_at(hold.dot) is None
+
+
+def test_what_is_written_again_refers_to_the_new_names() -> None:
+    me = replica("a")
+    first = me.put(manifest("a"), NOW)
+    me.put(manifest("a"), NOW)
+    me.delete("a", NOW)
+    lost = me.hold(me.put(manifest("b"), NOW).dot, NOW)
+    me.drop_all(NOW)
+    me.meet({me.origin: 99}, NOW)
+    one, two, gone, other, hold, drop = me.store.log_after({})
+    assert all(op.dot.origin == me.origin != first.dot.origin for op in (one, two, gone, other, hold, drop))
+    assert isinstance(gone, Delete)
+    assert (two.supersedes, gone.supersedes, hold.put) == ((one.dot,), (two.dot,), other.dot)
+    assert drop.up_to == (hold.dot,)
+    assert lost is not None
+    assert list(me.store.live()) == [other]
+
+
+def test_a_drop_of_everything_that_is_written_again_still_reaches_what_was_confirmed() -> None:
+    me, other = replica("a"), replica("b")
+    early = me.hold(me.put(manifest("a"), NOW).dot, NOW)
+    tell(me, other)
+    me.meet(other.store.version_vector(), NOW)
+    me.hold(me.put(manifest("b"), NOW).dot, NOW)
+    me.drop_all(NOW)
+    me.meet({me.origin: 99}, NOW)
+    assert me.store.holds_by(me.me) == []
+    assert not tell(me, other).too_early
+    assert other.store.hold_at(early.dot) is None
+
+
+def test_a_peer_that_heard_what_was_written_confirms_it_and_no_epoch_is_left() -> None:
+    me, other = replica("a"), replica("b")
+    me.put(manifest(), NOW)
+    tell(me, other)
+    tell(other, me)
+    assert me.epochs_left == 0
+
+
+def test_an_op_that_builds_on_ours_confirms_it_even_as_a_rumor() -> None:
+    me, other = replica("a"), replica("b")
+    put = me.put(manifest(), NOW)
+    tell(me, other)
+    hold = other.hold(put.dot, NOW)
+    me.hear({}, [hold], NOW)
+    me.meet({me.origin: 99}, NOW)
+    assert me.store.put_at(put.dot) == put
+    assert me.store.hold_at(hold.dot) == hold
+
+
+def test_a_rumor_of_an_own_op_that_was_forgotten_leaves_the_epoch() -> None:
+    me = replica("a")
+    me.put(manifest("a"), NOW)
+    forgotten = me.origin
+    me.hear({}, [Put(Dot(forgotten, 2), Stamp(0), manifest("b"))], NOW)
+    assert me.origin != forgotten
+
+
+# --- whole states ---
+
+
+def test_a_snapshot_does_not_change_with_what_is_written_later() -> None:
+    me = replica("a")
+    put = me.put(manifest(), NOW)
+    snapshot = me.snapshot()
+    me.delete("a", NOW)
+    assert snapshot.version_vector == {me.origin: 1}
+    assert list(snapshot.ops) == [put]
+
+
+def test_a_merge_removes_what_the_other_saw_removed_and_keeps_what_it_never_saw() -> None:
+    me, other = replica("a"), replica("b")
+    gone, kept = me.put(manifest("gone"), NOW), me.put(manifest("kept"), NOW)
+    hold = me.hold(gone.dot, NOW)
+    tell(me, other)
+    other.delete("gone", NOW)
+    unseen = me.put(manifest("unseen"), NOW)
+    me.store.stage(other.snapshot().ops)
+    me.merge_staged(other.store.version_vector(), NOW)
+    assert list(me.store.live()) == [kept, unseen]
+    assert me.store.hold_at(hold.dot) is None
+    assert me.store.floors() == other.store.version_vector()
+    assert list(me.store.staged()) == []
+
+
+def test_a_merge_into_an_empty_replica_copies_state_sum_and_vector() -> None:
+    me, other = replica("a"), replica("b")
+    for key in "abc":
+        other.hold(other.put(manifest(key), NOW).dot, NOW)
+    other.delete("b", NOW)
+    me.store.stage(other.snapshot().ops)
+    me.merge_staged(other.store.version_vector(), NOW)
+    assert me.root() == other.root()
+    assert list(me.store.live()) == list(other.store.live())
+
+
+def test_equal_vectors_and_unequal_sums_are_a_disagreement_and_nothing_else_is() -> None:
+    me, other = replica("a"), replica("b")
+    me.put(manifest(), NOW)
+    assert not me.disagrees({}, 0)
+    tell(me, other)
+    vv = me.store.version_vector()
+    assert not me.disagrees(vv, other.store.state_sum())
+    assert me.disagrees(vv, other.store.state_sum() + 1)
+    assert not me.disagrees({**vv, Origin(NodeId("c"), 1): 1}, other.store.state_sum() + 1)
+
+
+def test_after_a_disagreement_each_has_what_either_had() -> None:
+    me, other = replica("a"), replica("b")
+    puts = [me.put(manifest(key), NOW) for key in "ab"]
+    tell(me, other)
+    me.store.remove(puts[0])
+    other.store.remove(puts[1])
+    ours, theirs = me.snapshot(), other.snapshot()
+    me.store.stage(theirs.ops)
+    other.store.stage(ours.ops)
+    assert (me.repair_from_staged(), other.repair_from_staged()) == (1, 1)
+    assert list(me.store.live()) == list(other.store.live()) == puts
+    assert me.root() == other.root()
+
+
+def test_a_whole_state_that_knows_more_of_the_own_epoch_leaves_it() -> None:
+    me, other = replica("a"), replica("b")
+    put = me.put(manifest(), NOW)
+    tell(me, other)
+    image = replica("a")
+    assert image.origin == me.origin
+    image.store.stage(other.snapshot().ops)
+    image.merge_staged(other.store.version_vector(), NOW)
+    assert image.origin != me.origin
+    assert image.put(manifest("b"), NOW).dot != put.dot

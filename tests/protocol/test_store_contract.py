@@ -1,0 +1,315 @@
+"""What the rules rely on in a store, for every kind of store: it behaves as a few plain lists would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replicas.ops import manifests, origins, stamps
+from replicas.oracle import content_of
+from replicas.stores import STORES, StoreKind
+
+from protocol.identity import Dot, Origin, VersionVector
+from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.store import Store
+
+every_store = pytest.mark.parametrize("kind", STORES, ids=str)
+
+
+class PlainLists:
+    """The contract, with nothing clever in it. Each method takes part only in what its name says."""
+
+    def __init__(self) -> None:
+        self.vv: VersionVector = {}
+        self.floors: VersionVector = {}
+        self.log: list[Op] = []
+        self.live: list[LiveOp] = []
+        self.staged: dict[Dot, LiveOp] = {}
+        self.state_sum = 0
+
+    def copy(self) -> PlainLists:
+        other = PlainLists()
+        other.vv, other.floors, other.log = dict(self.vv), dict(self.floors), list(self.log)
+        other.live, other.staged, other.state_sum = list(self.live), dict(self.staged), self.state_sum
+        return other
+
+    def puts(self) -> list[Put]:
+        return [op for op in self.live if isinstance(op, Put)]
+
+    def holds(self) -> list[Hold]:
+        return [op for op in self.live if isinstance(op, Hold)]
+
+    def is_free(self, dot: Dot) -> bool:
+        return all(op.dot != dot for op in self.live)
+
+
+class Pair:
+    """A store and the plain lists, told the same; only what a caller may ask for is asked."""
+
+    def __init__(self, kind: StoreKind, origins_: list[Origin], manifests_: list[Manifest]) -> None:
+        self.kind = kind
+        self.store: Store = kind.new()
+        self.plain = PlainLists()
+        self.origins, self.manifests = origins_, manifests_
+        self.copies: list[tuple[Store, PlainLists]] = []
+        self.steps: list[Callable[[int, int, int], None]] = [
+            self.write,
+            self.add_put,
+            self.add_hold,
+            self.remove,
+            self.advance,
+            self.raise_floor,
+            self.rewind,
+            self.stage,
+            self.clear_stage,
+            self.set_state_sum,
+            self.swap_with_copy,
+        ]
+
+    def close(self) -> None:
+        for store in (self.store, *(store for store, _ in self.copies)):
+            self.kind.close(store)
+
+    def origin(self, i: int) -> Origin:
+        return self.origins[i % len(self.origins)]
+
+    def some_op(self, dot: Dot, i: int, stamp: int) -> Op:
+        others = [op.dot for op in self.plain.log[-2:]]
+        ops: list[Op] = [
+            Put(dot, stamp, self.manifests[i % len(self.manifests)], tuple(others)),
+            Delete(dot, stamp, self.manifests[i % len(self.manifests)].file_key, tuple(others)),
+            Hold(dot, stamp, (*others, dot)[0], bool(i % 2)),
+            Drop(dot, stamp, tuple(others), tuple(others)),
+        ]
+        return ops[i % 4]
+
+    def write(self, i: int, j: int, stamp: int) -> None:
+        seq = self.plain.vv.get(self.origin(i), 0) + 1
+        op = self.some_op(Dot(self.origin(i), seq), j, stamp)
+        self.store.append(op)
+        self.store.advance(op.dot.origin, seq)
+        self.plain.log.append(op)
+        self.plain.vv[op.dot.origin] = seq
+
+    def add_put(self, i: int, j: int, stamp: int) -> None:
+        put = Put(Dot(self.origin(i), 1 + j), stamp, self.manifests[(i + j) % len(self.manifests)])
+        if self.plain.is_free(put.dot):
+            self.store.add(put)
+            self.plain.live.append(put)
+
+    def add_hold(self, i: int, j: int, stamp: int) -> None:
+        hold_dot = Dot(self.origin(i), 1 + j)
+        if self.plain.puts() and self.plain.is_free(hold_dot):
+            hold = Hold(hold_dot, stamp, self.plain.puts()[j % len(self.plain.puts())].dot, bool(j % 2))
+            self.store.add(hold)
+            self.plain.live.append(hold)
+
+    def remove(self, i: int, j: int, _: int) -> None:
+        if self.plain.live:
+            self._remove(self.plain.live[(i + j) % len(self.plain.live)])
+
+    def _remove(self, op: LiveOp) -> None:
+        for hold in [hold for hold in self.plain.holds() if hold.put == op.dot]:
+            self._remove(hold)
+        self.store.remove(op)
+        self.plain.live.remove(op)
+
+    def advance(self, i: int, j: int, _: int) -> None:
+        """As a whole-state merge does: the vector and the floor jump, and no log comes with it."""
+        seq = self.plain.vv.get(self.origin(i), 0) + 1 + j**9
+        self.store.advance(self.origin(i), seq)
+        self.plain.vv[self.origin(i)] = seq
+        self._raise_floor(self.origin(i), seq)
+
+    def raise_floor(self, i: int, j: int, _: int) -> None:
+        floor = self.plain.floors.get(self.origin(i), 0)
+        seq = min(floor + j, self.plain.vv.get(self.origin(i), 0))
+        if seq > floor:
+            self._raise_floor(self.origin(i), seq)
+
+    def _raise_floor(self, origin: Origin, seq: int) -> None:
+        self.store.raise_floor(origin, seq)
+        self.plain.floors[origin] = seq
+        self.plain.log = [op for op in self.plain.log if op.dot.origin != origin or op.dot.seq > seq]
+
+    def rewind(self, i: int, j: int, _: int) -> None:
+        origin = self.origin(i)
+        seq = max(self.plain.vv.get(origin, 0) - j, self.plain.floors.get(origin, 0))
+        taken = [op for op in self.plain.log if op.dot.origin == origin and op.dot.seq > seq]
+        if origin in self.plain.vv:
+            assert list(self.store.rewind(origin, seq)) == taken
+            self.plain.log = [op for op in self.plain.log if op not in taken]
+            self.plain.vv[origin] = seq
+            if not seq:
+                del self.plain.vv[origin]
+
+    def stage(self, i: int, j: int, stamp: int) -> None:
+        """Pages may come twice."""
+        put = Put(Dot(self.origin(i), 1 + j), stamp, self.manifests[j % len(self.manifests)])
+        page: list[LiveOp] = [Hold(Dot(self.origin(i + 1), 10 + j), stamp, put.dot), put]
+        page = [self.plain.staged.get(op.dot, op) for op in page]
+        self.store.stage(iter(page))
+        self.plain.staged.update((op.dot, op) for op in page)
+
+    def clear_stage(self, *_: int) -> None:
+        self.store.clear_stage()
+        self.plain.staged.clear()
+
+    def set_state_sum(self, i: int, j: int, stamp: int) -> None:
+        self.plain.state_sum = ((1 << 128) - 1 - i) >> j * 25 | stamp
+        self.store.set_state_sum(self.plain.state_sum)
+
+    def swap_with_copy(self, *_: int) -> None:
+        """From here on with a copy; what happens to it must leave the first as it is."""
+        self.copies.append((self.store, self.plain))
+        self.store, self.plain = self.kind.copy(self.store), self.plain.copy()
+
+    def compare(self) -> None:
+        compare(self.store, self.plain, self.origins, self.manifests)
+
+
+def contents(ops: Iterable[LiveOp]) -> list[object]:
+    return sorted((op.dot, op.stamp) for op in ops)
+
+
+def compare(store: Store, plain: PlainLists, origins_: list[Origin], manifests_: list[Manifest]) -> None:
+    assert store.version_vector() == plain.vv
+    assert store.floors() == plain.floors
+    assert store.state_sum() == plain.state_sum
+    _compare_logs(store, plain, origins_)
+    _compare_live(store, plain, origins_)
+    for file_key in {manifest.file_key for manifest in manifests_} | {"no-such-key"}:
+        versions = [put for put in plain.puts() if put.manifest.file_key == file_key]
+        shown_last = sorted(versions, key=lambda put: (put.stamp, put.dot))
+        assert [content_of(put) for put in store.puts_of(file_key)] == [content_of(put) for put in shown_last]
+    staged = list(store.staged())
+    assert {content_of(op) for op in staged} == {content_of(op) for op in plain.staged.values()}
+    assert len(staged) == len(plain.staged)
+    assert [isinstance(op, Put) for op in staged] == sorted((isinstance(op, Put) for op in staged), reverse=True)
+    assert all(store.is_staged(dot) for dot in plain.staged)
+
+
+def _compare_logs(store: Store, plain: PlainLists, origins_: list[Origin]) -> None:
+    for vv in ({}, plain.vv, plain.floors, {origin: seq - 1 for origin, seq in plain.vv.items()}, {origins_[0]: 2}):
+        expected = [op for op in plain.log if op.dot.seq > vv.get(op.dot.origin, 0)]
+        assert list(store.log_after(vv)) == expected
+
+
+def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin]) -> None:
+    live = list(store.live())
+    assert {content_of(op) for op in live} == {content_of(op) for op in plain.live}
+    assert len(live) == len(plain.live)
+    assert [isinstance(op, Put) for op in live] == sorted((isinstance(op, Put) for op in live), reverse=True)
+    by_dot = sorted(plain.holds(), key=lambda hold: hold.dot)
+    for origin in origins_:
+        assert store.seen(origin) == plain.vv.get(origin, 0)
+        assert contents(store.holds_by(origin.node_id)) == contents(h for h in by_dot if h.holder == origin.node_id)
+        for seq in range(7):
+            dot = Dot(origin, seq + 1)
+            of_origin = [hold for hold in by_dot if hold.dot.origin == origin and hold.dot.seq <= seq]
+            assert contents(store.holds_from(origin, seq)) == contents(of_origin)
+            assert store.holds_of(dot) == [hold for hold in by_dot if hold.put == dot]
+            assert store.hold_at(dot) == next((hold for hold in by_dot if hold.dot == dot), None)
+            found, put = store.put_at(dot), next((put for put in plain.puts() if put.dot == dot), None)
+            assert (found and content_of(found)) == (put and content_of(put))
+            assert store.is_staged(dot) == (dot in plain.staged)
+
+
+@every_store
+def test_a_store_behaves_as_plain_lists_would(kind: StoreKind) -> None:
+    calls = st.lists(st.tuples(st.integers(0, 10), *[st.integers(0, 5)] * 2, st.integers(0, 3) | stamps), max_size=40)
+
+    @settings(max_examples=kind.cases(settings().max_examples))
+    @given(st.lists(origins, min_size=3, max_size=3, unique=True), st.lists(manifests(), min_size=2, max_size=2), calls)
+    def behave(origins_: list[Origin], manifests_: list[Manifest], calls_: list[tuple[int, int, int, int]]) -> None:
+        pair = Pair(kind, origins_, manifests_)
+        for which, i, j, stamp in calls_:
+            pair.steps[which](i, j, stamp)
+        pair.compare()
+        for store, plain in pair.copies:
+            compare(store, plain, origins_, manifests_)
+        pair.close()
+
+    behave()
+
+
+@pytest.fixture(params=STORES, ids=str)
+def store(request: pytest.FixtureRequest) -> Iterable[Store]:
+    kind: StoreKind = request.param
+    made = kind.new()
+    yield made
+    kind.close(made)
+
+
+def fill(store: Store, files: int) -> list[LiveOp]:
+    """Some puts, each with two holds."""
+    origin = Origin("node-1", 1)
+    manifest = Manifest(
+        file_key="a",
+        filename="a",
+        size_bytes=0,
+        sha256=bytes(32),
+        content_type="",
+        uploaded_at_ms=0,
+        copies=3,
+        chunks=(),
+    )
+    ops: list[LiveOp] = []
+    for n in range(files):
+        put = Put(Dot(origin, 3 * n + 1), 0, manifest)
+        ops += [put, Hold(Dot(origin, 3 * n + 2), 0, put.dot), Hold(Dot(origin, 3 * n + 3), 0, put.dot)]
+    for op in ops:
+        store.add(op)
+    return ops
+
+
+def test_live_ops_may_be_removed_while_they_are_listed(store: Store) -> None:
+    fill(store, 5)
+    for op in store.live():
+        if isinstance(op, Put):
+            for hold in store.holds_of(op.dot):
+                store.remove(hold)
+        if store.put_at(op.dot) or store.hold_at(op.dot):
+            store.remove(op)
+    assert not list(store.live())
+
+
+def test_puts_may_be_removed_with_their_holds_while_all_are_listed_and_the_rest_is_still_listed(store: Store) -> None:
+    ops = fill(store, 5)
+    listed = []
+    for op in store.live():
+        listed.append(op.dot)
+        if op == ops[0]:
+            for gone in (ops[1], ops[2], ops[0]):
+                store.remove(gone)
+    left = [op.dot for op in ops[3:]]
+    assert set(left) <= set(listed) <= {op.dot for op in ops}
+    assert sorted(op.dot for op in store.live()) == left
+
+
+def test_live_ops_may_be_added_while_the_stage_is_listed(store: Store) -> None:
+    other = fill(store, 4)
+    for op in reversed(other):
+        store.remove(op)
+    store.stage(other)
+    for op in store.staged():
+        store.add(op)
+    assert {op.dot for op in store.live()} == {op.dot for op in other}
+
+
+def test_the_vectors_a_store_hands_out_are_copies(store: Store) -> None:
+    origin = Origin("node-1", 1)
+    store.advance(origin, 5)
+    store.raise_floor(origin, 3)
+    store.version_vector()[origin] = 99
+    store.floors().clear()
+    assert store.version_vector() == {origin: 5}
+    assert store.floors() == {origin: 3}
+
+
+def test_a_new_store_is_empty(store: Store) -> None:
+    assert store.version_vector() == store.floors() == {}
+    assert list(store.log_after({})) == list(store.live()) == list(store.staged()) == []
+    assert store.state_sum() == 0
