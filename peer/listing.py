@@ -11,7 +11,7 @@ import trio
 
 from peer.catalog_store import select_puts
 from peer.client import PeerUnreachable
-from peer.repair import Repair
+from peer.repair import ItemStatus, Repair
 from peer.state import PeerState
 from peer.times import rfc3339
 from protocol import codec
@@ -24,6 +24,8 @@ from protocol.ops import Put
 UNREACHABLE_LATENCY_MS = 9999
 CHECK_TIMEOUT_S = 2.0
 ASK_TIMEOUT_S = 1.0
+MISSING_LOOKED_AT_MAX = 10_000
+"""Missing copies whose targets are asked what became of them, when only some of them are wanted."""
 
 
 class BadCursor(ValueError):
@@ -144,23 +146,28 @@ class Listing:
 
     # --- replication queue ---
 
-    async def queue(self, limit: int, node_id: NodeId | None = None) -> list[dict[str, object]]:
+    async def queue(
+        self, limit: int, node_id: NodeId | None = None, status: ItemStatus | None = None
+    ) -> list[dict[str, object]]:
         """The replication queue, oldest file first: from the catalog, and what the targets alone know of their items.
 
         Raises StoreError.
         """
-        items = await self._state.database.read(lambda connection: _queue_items(connection, limit, node_id))
+        is_known_here = status in (None, ItemStatus.COMPLETED)
+        looked_at = limit if is_known_here else MISSING_LOOKED_AT_MAX
+        stored = status if is_known_here else ItemStatus.PENDING
+        items = await self._state.database.read(lambda connection: _queue_items(connection, looked_at, node_id, stored))
         targets = {str(item["target_node_id"]) for item in items if item["status"] == "PENDING"}
         known = await self._ask_attempts(sorted(targets))
         for item in items:
             attempt = known.get((item["target_node_id"], item["id"]))
             if attempt is not None and item["status"] == "PENDING":
-                _, status, retry_count, last_attempt_ms, error = attempt
-                item["status"] = status
+                _, attempt_status, retry_count, last_attempt_ms, error = attempt
+                item["status"] = attempt_status
                 item["retry_count"] = retry_count
                 item["last_attempt"] = rfc3339(last_attempt_ms if isinstance(last_attempt_ms, int) else None)
                 item["error_message"] = error
-        return items
+        return [item for item in items if status is None or item["status"] == status.value][:limit]
 
     async def _ask_attempts(self, targets: Iterable[str]) -> dict[tuple[object, object], list[object]]:
         known: dict[tuple[object, object], list[object]] = {}
@@ -231,14 +238,16 @@ def _holders(connection: sqlite3.Connection, put_row: int) -> tuple[NodeId, ...]
     return tuple(NodeId(node_id) for (node_id,) in rows)
 
 
-def _queue_items(connection: sqlite3.Connection, limit: int, node_id: NodeId | None) -> list[dict[str, object]]:
-    only = "WHERE target.node_id = ?" if node_id is not None else ""
+def _queue_items(
+    connection: sqlite3.Connection, limit: int, node_id: NodeId | None, stored: ItemStatus | None
+) -> list[dict[str, object]]:
     rows = connection.execute(
         "SELECT queue.id, puts.file_key, target.node_id, queue.status, puts.uploaded_at_ms, queue.completed_at_ms,"
         " queue.put, target.node_id FROM queue JOIN puts ON puts.id = queue.put"
-        f" JOIN nodes target ON target.id = queue.target {only}"
-        " ORDER BY queue.status DESC, puts.uploaded_at_ms, queue.id LIMIT ?",
-        (*([node_id] if node_id is not None else []), limit),
+        " JOIN nodes target ON target.id = queue.target"
+        " WHERE (?1 IS NULL OR target.node_id = ?1) AND (?2 IS NULL OR queue.status = ?2)"
+        " ORDER BY queue.status DESC, puts.uploaded_at_ms, queue.id LIMIT ?3",
+        (node_id, stored.value if stored else None, limit),
     ).fetchall()
     return [_queue_item(connection, row) for row in rows]
 

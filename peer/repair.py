@@ -33,6 +33,9 @@ BATCH_FILES = 64
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024
 
+LANES = 3
+"""Larger files fetched side by side: one alone mostly waits for syncs. Each has a chunk or two in memory."""
+
 SETTLE_S = 1.0
 """After news of a file an upload may still be bringing it here; only then it is fetched."""
 
@@ -165,12 +168,13 @@ class Repair:
 
     async def _fetch_all(self, puts: Sequence[Put]) -> None:
         batches: dict[NodeId, _Batch] = {}
+        larger: list[Put] = []
         for put in puts:
-            self._begin(put.dot)
             source = self._source_of_small(put)
             if source is None:
-                await self._fetch_one(put)
+                larger.append(put)
                 continue
+            self._begin(put.dot)
             batch = batches.setdefault(source, _Batch())
             batch.puts.append(put)
             batch.size += put.manifest.size_bytes
@@ -178,6 +182,19 @@ class Repair:
                 await self._fetch_batch(source, batches.pop(source).puts)
         for source, batch in batches.items():
             await self._fetch_batch(source, batch.puts)
+        await self._fetch_side_by_side(larger)
+
+    async def _fetch_side_by_side(self, puts: Sequence[Put]) -> None:
+        waiting = iter(puts)
+
+        async def lane() -> None:
+            for put in waiting:
+                self._begin(put.dot)
+                await self._fetch_one(put)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(LANES, len(puts))):
+                nursery.start_soon(lane)
 
     def _source_of_small(self, put: Put) -> NodeId | None:
         """Whom to ask for a file that is one small chunk; None when it takes more than one question."""

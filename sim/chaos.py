@@ -204,10 +204,16 @@ class Chaos:
         return self.report
 
     async def recheck(self) -> None:
-        """Check everything once more, for example after all peers were restarted. Raises PromiseBroken."""
+        """Check what is listed once more, and some of the content, after all peers were restarted.
+
+        Raises PromiseBroken.
+        """
         async with httpx.AsyncClient(trust_env=False, timeout=OPERATION_TIMEOUT_S) as self._client:
             await self.wait_alike(2 * self._heal_interval_s + SLACK_S)
-            await self.check(self.files.values(), all_up=True)
+            listed = {file["file_key"] for file in await self.listing(self.cluster.layout.node_ids[0])}
+            missing = [file.file_key for file in self.files.values() if file.must_exist and file.file_key not in listed]
+            self._expect(not missing, f"not listed after a restart: {missing[:5]}")
+            await self.check(self._some_files(), all_up=True)
 
     async def _storm(self, seconds: float) -> None:
         broken: PromiseBroken | None = None

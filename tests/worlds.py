@@ -120,9 +120,7 @@ async def get(world: World, name: str, file_key: str) -> bytes | int:
 
 async def everywhere(world: World, file_key: str) -> list[bytes | int]:
     """What each running peer answers for a file."""
-    return [
-        await get(world, name, file_key) for name, machine in world.machines.items() if machine.node is not None
-    ]
+    return [await get(world, name, file_key) for name, machine in world.machines.items() if machine.node is not None]
 
 
 async def converged(world: World, limit_s: float = 200) -> None:

@@ -126,9 +126,10 @@ async def queue(request: Request) -> JSONResponse:
     if status is not None and status not in ItemStatus.__members__:
         raise HttpError(400, f"status is one of {', '.join(ItemStatus.__members__)}")
     node_id = request.query_params.get("node_id")
-    items = await services.listing.queue(limit, NodeId(node_id) if node_id is not None else None)
-    shown = [item for item in items if status in (None, item["status"])]
-    return JSONResponse({"items": shown, "count": len(shown)})
+    items = await services.listing.queue(
+        limit, NodeId(node_id) if node_id is not None else None, ItemStatus(status) if status is not None else None
+    )
+    return JSONResponse({"items": items, "count": len(items)})
 
 
 async def recover(request: Request) -> JSONResponse:

@@ -81,29 +81,22 @@ async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
 
 @within(60)
-async def test_a_form_without_its_end_leaves_nothing(tmp_path: Path) -> None:
+async def test_an_upload_that_is_not_what_its_sender_said_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """A form without its end, and content that does not give the digest sent with it."""
+    wrong_md5 = base64.b64encode(hashlib.md5(b"other", usedforsecurity=False).digest()).decode()
+    wrong_sha256 = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
     async with running_peers(tmp_path) as peers:
-        form = form_of(content_of("truncated", BODY_BYTES))[: -len(FORM_END)]
-
-        answer = await send(peers, head_of(len(form)), form)
-
-        assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
-        await wait_until(lambda: is_clean(peers), GONE_WITHIN_S, "nothing is left")
-
-
-@pytest.mark.parametrize("size", [10, 100_000, BODY_BYTES])
-@within(60)
-async def test_content_that_does_not_give_its_digest_leaves_nothing(tmp_path: Path, size: int) -> None:
-    async with running_peers(tmp_path) as peers:
-        content = content_of("digest", size)
-        form = form_of(content)
-        wrong_md5 = base64.b64encode(hashlib.md5(b"other", usedforsecurity=False).digest()).decode()
-        wrong_sha256 = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
-
-        for header in (f"Content-MD5: {wrong_md5}", f"Repr-Digest: sha-256=:{wrong_sha256}:"):
-            answer = await send(peers, head_of(len(form), header), form)
-            assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
-            await wait_until(lambda: is_clean(peers), GONE_WITHIN_S, "nothing is left")
+        for size in (10, 100_000, BODY_BYTES):
+            content = content_of("refused", size)
+            form = form_of(content)
+            for headers, body in (
+                ([], form[: -len(FORM_END)]),
+                ([f"Content-MD5: {wrong_md5}"], form),
+                ([f"Repr-Digest: sha-256=:{wrong_sha256}:"], form),
+            ):
+                answer = await send(peers, head_of(len(body), *headers), body)
+                assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+                await wait_until(lambda: is_clean(peers), GONE_WITHIN_S, f"nothing is left of {size} bytes")
 
         right = base64.b64encode(hashlib.sha256(content).digest()).decode()
         answer = await send(peers, head_of(len(form), f"Repr-Digest: sha-256=:{right}:"), form)

@@ -13,7 +13,7 @@ from e2e.cluster_fixture import bytes_in, running_peers, within
 
 from sim.chaos import Chaos, FileModel, Version
 
-SECONDS = float(os.environ.get("MINIDFS_E2E_SECONDS", "15"))
+SECONDS = float(os.environ.get("MINIDFS_E2E_SECONDS", "12"))
 SEED = int(os.environ.get("MINIDFS_E2E_SEED", "7"))
 HEAL_INTERVAL_S = 5.0
 

@@ -204,7 +204,11 @@ def test_a_chunk_that_was_adopted_is_not_discarded(store: Store) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("put delete".split()), st.sampled_from("abc"), st.lists(st.integers(0, 4))), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from("abc"), st.lists(st.integers(0, 4))), max_size=12
+    )
+)
 def test_chunks_are_exactly_those_that_held_files_need(steps: list[tuple[str, str, list[int]]]) -> None:
     contents = [bytes([number]) * size for number, size in enumerate((0, 50, INLINE, INLINE + 1, 300))]
     store = Store(Mount(Platter()))

@@ -16,6 +16,7 @@ from random import Random
 import pytest
 import sqlite_utils
 import trio
+import trio.lowlevel
 
 from peer.catalog_store import no_targets
 from peer.database import Database, meta_value, set_meta_value
@@ -109,9 +110,7 @@ class FaultyFile(SystemDatabaseFile):
 
     def connect_writer(self) -> sqlite3.Connection:
         super().connect_writer().close()
-        connection = sqlite3.connect(
-            self.path, isolation_level=None, check_same_thread=False, factory=FaultyConnection
-        )
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, factory=FaultyConnection)
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
@@ -122,9 +121,7 @@ class FaultyFile(SystemDatabaseFile):
 def test_steps_that_wait_together_are_committed_together(tmp_path: Path) -> None:
     async def body(database: Database) -> None:
         execute = database.store.connection.execute
-        steps = [
-            partial(set_meta_value, database.store.connection, f"key {number}", number) for number in range(300)
-        ]
+        steps = [partial(set_meta_value, database.store.connection, f"key {number}", number) for number in range(300)]
         before = database.commits
         assert await write_all(database, *steps) == [None] * 300
         assert database.commits - before <= 10
@@ -195,7 +192,13 @@ def test_a_roll_back_leaves_everything_in_memory_as_it_was(tmp_path: Path) -> No
 
         def picture() -> tuple[object, ...]:
             store = database.store
-            return store.version_vector(), store.floors(), store.state_sum(), dict(store._nodes), list(store.unused_files)
+            return (
+                store.version_vector(),
+                store.floors(),
+                store.state_sum(),
+                dict(store._nodes),
+                list(store.unused_files),
+            )
 
         def fails() -> None:
             stranger.put(manifest("never"), NOW_MS)
@@ -236,7 +239,7 @@ def test_files_that_lost_their_rows_are_named_only_after_the_commit(tmp_path: Pa
 
 
 @pytest.mark.parametrize("too_late", [False, True])
-def test_a_failing_commit_tells_all_who_wait_and_leaves_the_epoch(tmp_path: Path, too_late: bool) -> None:  # noqa: FBT001
+def test_a_failing_commit_tells_all_who_wait_and_leaves_the_epoch(tmp_path: Path, too_late: bool) -> None:
     async def body(database: Database) -> None:
         replica = replica_of(database)
         database.on_uncertain = replica.leave_epoch
@@ -319,7 +322,7 @@ def test_steps_cannot_wait_for_a_writer_that_has_ended(tmp_path: Path) -> None:
                 for _ in range(50):
                     nursery.start_soon(write)
                 nursery.start_soon(database.run)
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
             with pytest.raises(StoreError, match="stopping"):
                 await database.write(lambda: None)
@@ -562,7 +565,7 @@ def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path: Path)
     run(tmp_path, body)
 
 
-def _all_puts(database: Database):  # noqa: ANN202
+def _all_puts(database: Database):
     from peer.catalog_store import select_puts
 
     return select_puts(database.store.connection, "")

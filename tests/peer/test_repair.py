@@ -136,7 +136,7 @@ def test_a_repair_and_an_upload_that_bring_the_same_chunks_at_once_leave_them_wh
                 assert row is not None
                 content = await here.chunks.read_whole(chunk.hash, row)
 
-                async def pieces(content: bytes = content):  # noqa: ANN202
+                async def pieces(content: bytes = content):
                     yield content
 
                 await here.client.push_chunk(peer, chunk.hash, chunk.size, pieces())
@@ -151,7 +151,16 @@ def test_a_repair_and_an_upload_that_bring_the_same_chunks_at_once_leave_them_wh
             assert there.holders(found.dot) == ["node-1", "node-2"]
         assert orphans(world, "node-2") == []
 
-    in_world(scenario, peers=2, copies=2, target_timeout_s=0.2, heal_interval_s=1e6, probe_interval_s=10, down_after_s=30, **SMALL)
+    in_world(
+        scenario,
+        peers=2,
+        copies=2,
+        target_timeout_s=0.2,
+        heal_interval_s=1e6,
+        probe_interval_s=10,
+        down_after_s=30,
+        **SMALL,
+    )
 
 
 def test_a_repair_that_takes_longer_than_a_lease_keeps_the_chunks_it_has() -> None:
@@ -163,7 +172,7 @@ def test_a_repair_that_takes_longer_than_a_lease_keeps_the_chunks_it_has() -> No
         downloads = services(world, "node-2").downloads
         fetch = downloads.fetch
 
-        async def fetch_slowly(put, chunk):  # noqa: ANN001, ANN202
+        async def fetch_slowly(put, chunk):
             await trio.sleep(150)
             return await fetch(put, chunk)
 
@@ -188,7 +197,7 @@ def test_a_repair_broken_off_goes_on_with_the_chunks_it_has() -> None:
         fetch = downloads.fetch
         fetched: list[bytes] = []
 
-        async def fetch_three_at_most(put, chunk):  # noqa: ANN001, ANN202
+        async def fetch_three_at_most(put, chunk):
             if len(fetched) == 3:
                 world.network.cut("node-2", "node-1")
             body = await fetch(put, chunk)
@@ -202,12 +211,14 @@ def test_a_repair_broken_off_goes_on_with_the_chunks_it_has() -> None:
         (attempt,) = services(world, "node-2").repair.attempts.values()
         await world.wait_until(lambda: attempt.status is ItemStatus.FAILED, 60)
         queue = (await world.request("node-2", "GET", "/replication-queue?status=FAILED")).json()["items"]
-        assert [(item["file_key"], item["target_node_id"], item["retry_count"]) for item in queue] == [("k", "node-2", 1)]
+        assert [(item["file_key"], item["target_node_id"], item["retry_count"]) for item in queue] == [
+            ("k", "node-2", 1)
+        ]
         assert queue[0]["error_message"]
         downloads.fetch = fetch  # type: ignore[method-assign]
         fetched_again: list[bytes] = []
 
-        async def count(put, chunk):  # noqa: ANN001, ANN202
+        async def count(put, chunk):
             fetched_again.append(chunk.hash)
             return await fetch(put, chunk)
 

@@ -54,7 +54,19 @@ async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
 
 
 def test_files_of_every_size_around_the_limits_read_back_from_every_peer() -> None:
-    sizes = [0, 1, INLINE - 1, INLINE, INLINE + 1, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + INLINE, 3 * CHUNK, 5 * CHUNK + 7]
+    sizes = [
+        0,
+        1,
+        INLINE - 1,
+        INLINE,
+        INLINE + 1,
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        CHUNK + INLINE,
+        3 * CHUNK,
+        5 * CHUNK + 7,
+    ]
 
     async def scenario(world: World) -> None:
         contents = {f"size-{size}": world.chance.randbytes(size) for size in sizes}
@@ -106,9 +118,7 @@ def test_a_refused_or_broken_off_upload_leaves_no_listing_no_bytes_and_the_older
             yield world.chance.randbytes(2 * CHUNK + 100)
             raise UploadRefused("the client has gone")
 
-        wrong = NewFile(
-            filename="a", content_type="text/plain", file_key="k", copies=3, digests={"sha256": bytes(32)}
-        )
+        wrong = NewFile(filename="a", content_type="text/plain", file_key="k", copies=3, digests={"sha256": bytes(32)})
         uploads = services(world, "node-1").uploads
         with pytest.raises(UploadRefused):
             await uploads.take_in(new_file(), breaks_off())
@@ -242,7 +252,9 @@ def test_a_repeated_upload_gets_the_answer_to_the_first() -> None:
             assert elsewhere["uploaded_at"] == first["uploaded_at"]
             assert elsewhere["durable_copies"] == first["durable_copies"]
             assert versions(world, "node-1", f"k{size}") == 1
-        puts = rows(world, "node-3", "SELECT count(*) FROM log JOIN puts ON puts.origin = log.origin AND puts.seq = log.seq")
+        puts = rows(
+            world, "node-3", "SELECT count(*) FROM log JOIN puts ON puts.origin = log.origin AND puts.seq = log.seq"
+        )
         assert puts == [(2,)]
         await trio.sleep(1)
         assert all(orphans(world, name) == [] for name in world.machines)
@@ -289,6 +301,14 @@ def test_sending_content_again_repairs_copies_that_have_rotted(size: int) -> Non
 # --- equal bytes at the same time ---
 
 
+def assert_chunks_counted(world: World, count: int) -> None:
+    """Every peer has each chunk once, needed by so many files, and no other file."""
+    for name in world.machines:
+        assert rows(world, name, "SELECT DISTINCT refs FROM chunks") == [(count,)]
+        assert orphans(world, name) == []
+        assert missing_files(world, name) == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_content_uploaded_deleted_and_read_at_once_never_loses_a_file(seed: int) -> None:
     async def scenario(world: World) -> None:
@@ -321,10 +341,7 @@ def test_equal_content_uploaded_deleted_and_read_at_once_never_loses_a_file(seed
             assert await everywhere(world, key) == [content] * 3
         await converged(world)
         await trio.sleep(700)
-        for name in world.machines:
-            assert rows(world, name, "SELECT DISTINCT refs FROM chunks") == [(len(kept),)]
-            assert orphans(world, name) == []
-            assert missing_files(world, name) == []
+        assert_chunks_counted(world, len(kept))
         for key in kept:
             assert (await world.request("node-1", "DELETE", f"/files/{key}")).status_code == httpx.codes.OK
         await trio.sleep(5)

@@ -53,8 +53,11 @@ def test_a_text_is_a_dot_in_its_one_spelling_or_malformed(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a:1", "a:1:0", "a:1:-1", "a:1:1:1", ":1:1", "a::1", "a:1:", "a: 1:1", "a:1: 1", "a:g:1", "a:A:1", "a:01:1",
-     "a:1:01", "a:1:1\n", "a:8000000000000000:1", "a:1:9223372036854775808", "-a:1:1", "a:١:1", "a:1:١", "a:0x1:1", "a:1:1_0"],
+    [
+        "", "a", "a:1", "a:1:0", "a:1:-1", "a:1:1:1", ":1:1", "a::1", "a:1:", "a: 1:1", "a:1: 1", "a:g:1", "a:A:1",
+        "a:01:1", "a:1:01", "a:1:1\n", "a:8000000000000000:1", "a:1:9223372036854775808", "-a:1:1", "a:\u0661:1",
+        "a:1:\u0661", "a:0x1:1", "a:1:1_0",
+    ],
 )  # fmt: skip
 def test_what_only_looks_like_a_dot_is_malformed(text: str) -> None:
     with pytest.raises(MalformedMessage):

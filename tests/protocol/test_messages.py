@@ -156,7 +156,7 @@ def test_a_message_with_something_changed_is_a_message_or_a_protocol_error(
 
 
 @given(st.integers(1, 60), st.booleans())
-def test_nesting_and_lengths_that_are_lies_are_refused(depth: int, deep: bool) -> None:  # noqa: FBT001
+def test_nesting_and_lengths_that_are_lies_are_refused(depth: int, deep: bool) -> None:
     decode_all((b"\x91" * depth * (1000 if deep else 1)) + b"\xc0")
     for lie in (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01"):
         decode_all(lie)

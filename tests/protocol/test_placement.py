@@ -95,7 +95,7 @@ def test_item_numbers_are_exact_in_a_json_readers_doubles(put: Dot, target: Node
 
 
 @given(PARTITION, PLACES, st.randoms(use_true_random=False))
-def test_everybody_is_ranked_once_whatever_the_order_they_are_named_in(partition, places, rng) -> None:  # noqa: ANN001
+def test_everybody_is_ranked_once_whatever_the_order_they_are_named_in(partition, places, rng) -> None:
     ranked = rank_places(partition, places)
     assert sorted(ranked) == sorted(place.node_id for place in places)
     assert rank_places(partition, rng.sample(places, len(places))) == ranked

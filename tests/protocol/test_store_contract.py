@@ -56,10 +56,13 @@ class Pair:
         self.copies: list[tuple[Store, PlainLists]] = []
         self.steps: list[Callable[[int, int, int], None]] = [
             self.write,
+            self.write,
+            self.write,
             self.add_put,
             self.add_hold,
             self.remove,
             self.advance,
+            self.raise_floor,
             self.raise_floor,
             self.rewind,
             self.stage,
@@ -219,14 +222,16 @@ def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin]) -> No
 
 @every_store
 def test_a_store_behaves_as_plain_lists_would(kind: StoreKind) -> None:
-    calls = st.lists(st.tuples(st.integers(0, 10), *[st.integers(0, 5)] * 2, st.integers(0, 3) | stamps), max_size=40)
+    call = st.tuples(st.integers(0, 99), *[st.integers(0, 5)] * 2, st.integers(0, 3) | stamps)
+    # Drawn without a length, most lists would have about five.
+    calls = st.integers(0, 40).flatmap(lambda length: st.lists(call, min_size=length, max_size=length))
 
-    @settings(max_examples=kind.cases(settings().max_examples))
+    @settings(max_examples=settings().max_examples * 2)
     @given(st.lists(origins, min_size=3, max_size=3, unique=True), st.lists(manifests(), min_size=2, max_size=2), calls)
     def behave(origins_: list[Origin], manifests_: list[Manifest], calls_: list[tuple[int, int, int, int]]) -> None:
         pair = Pair(kind, origins_, manifests_)
         for which, i, j, stamp in calls_:
-            pair.steps[which](i, j, stamp)
+            pair.steps[which % len(pair.steps)](i, j, stamp)
         pair.compare()
         for store, plain in pair.copies:
             compare(store, plain, origins_, manifests_)

@@ -61,13 +61,24 @@ def parse(pieces: list[bytes], kind: str | None = KIND, *, breaks_off: bool = Fa
 @settings(max_examples=60)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_content_arrives_as_it_was_sent_however_it_is_cut(content: bytes, sizes: list[int]) -> None:
-    body = form(field("before", b"1"), field("file", content, "a.txt", "Content-Type: text/x"), field("after", b"2" * 50))
+    body = form(
+        field("before", b"1"), field("file", content, "a.txt", "Content-Type: text/x"), field("after", b"2" * 50)
+    )
     assert parse(cut(body, *sizes)) == ("a.txt", "text/x", content)
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\r\n", b"--", b"\r\n--", f"--{BOUNDARY}".encode(), f"\r\n--{BOUNDARY[:-1]}\r\n".encode(), b"\r" * 50, b"\0" * 5000],
+    [
+        b"",
+        b"\r\n",
+        b"--",
+        b"\r\n--",
+        f"--{BOUNDARY}".encode(),
+        f"\r\n--{BOUNDARY[:-1]}\r\n".encode(),
+        b"\r" * 50,
+        b"\0" * 5000,
+    ],
 )
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])
 def test_content_that_looks_like_a_boundary_is_content(content: bytes, size: int) -> None:
@@ -76,7 +87,9 @@ def test_content_that_looks_like_a_boundary_is_content(content: bytes, size: int
 
 @pytest.mark.parametrize("name", ["a b.txt", "", "é.txt", "日本.txt", "a;b", "a%22b", "C:\\temp\\x", "n" * 500])
 def test_names_arrive(name: str) -> None:
-    assert parse([form(field("file", b"x", name))])[0].rpartition("\\")[2] == name.rpartition("\\")[2].replace("%22", '"')
+    assert parse([form(field("file", b"x", name))])[0].rpartition("\\")[2] == name.rpartition("\\")[2].replace(
+        "%22", '"'
+    )
 
 
 def test_a_field_without_a_file_name_is_a_file_without_a_name() -> None:
@@ -114,7 +127,8 @@ def test_a_form_without_exactly_one_file_of_sound_size_is_refused(body: bytes, s
         form(*[field(f"f{number}", b"") for number in range(SEGMENTS_MAX + 1)], field("file", b"x", "a")),
         form(field("file", b"x", "a")).replace(b"\r\n", b"\n"),
     ],
-    ids=["empty", "junk", "much junk", "dashes", "cut off", "no end", "no head", "endless head", "no form-data", "no name",
+    ids=["empty", "junk", "much junk", "dashes", "cut off", "no end", "no head", "endless head", "no form-data",
+    "no name",
          "no colon", "too many", "bare LF"],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [50, 10**6])
@@ -144,8 +158,10 @@ def test_a_client_that_leaves_in_the_middle_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("kind", "status"),
     [
-        (None, 415), ("", 415), ("text/plain", 415), ("application/x-www-form-urlencoded", 415), ("multipart/mixed; boundary=b", 415),
-        ("multipart/form-data", 400), ("multipart/form-data; boundary=", 400), ("multipart/form-data; boundary=" + "b" * 2000, 400),
+        (None, 415), ("", 415), ("text/plain", 415), ("application/x-www-form-urlencoded", 415),
+         ("multipart/mixed; boundary=b", 415),
+        ("multipart/form-data", 400), ("multipart/form-data; boundary=", 400),
+        ("multipart/form-data; boundary=" + "b" * 2000, 400),
         ('multipart/form-data; boundary=""', 400), ("multipart/form-data; bound=x", 400),
         ("multipart/form-data; boundary=\xe9\xff", 400), ("multipart/form-data; boundary=a\tb", 400),
     ],
