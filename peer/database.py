@@ -66,6 +66,8 @@ class Database:
         self._send, self._receive = trio.open_memory_channel[_Step[Any]](STEPS_WAITING_MAX)
         self._scan_turn = trio.Lock()
         self.on_uncertain: Callable[[], None] = lambda: None
+        self.remember: Callable[[], Callable[[], None]] = lambda: lambda: None
+        """Called as a transaction begins; what it returns is called if it is rolled back, to undo in memory too."""
         self.on_unused_files: Callable[[list[str]], None] = lambda names: None
         self._unused_files: list[str] = []
         self._is_clean = True
@@ -153,6 +155,7 @@ class Database:
 
     def _transact(self, batch: list[_Step[Any]]) -> None:
         committing = False
+        forget = self.remember()
         try:
             with translated_errors():
                 if not self._is_clean:
@@ -164,6 +167,7 @@ class Database:
                 committing = True
                 self._writer.execute("COMMIT")
         except BaseException:
+            forget()
             if committing:
                 log.exception("a commit failed and may or may not be on the disk; writing on under a new epoch")
                 self.on_uncertain()

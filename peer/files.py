@@ -47,21 +47,24 @@ class Files:
         Raises NobodyToAsk when it would take one of them to know, and none answers.
         """
         found = self._state.shown(file_key)
-        targets = self._state.placement.targets_of(file_key, self._state.config.copies)
-        if found is not None or all(target == self._state.me for target in targets):
-            return found
+        return found if found is not None else await self._find_elsewhere(file_key)
+
+    async def _find_elsewhere(self, file_key: str) -> Put | None:
         answered = await self._uploads.ask_targets(file_key)
         found = self._state.shown(file_key)
-        if found is None and not answered:
+        targets = self._state.placement.targets_of(file_key, self._state.config.copies)
+        if found is None and not answered and any(target != self._state.me for target in targets):
             raise NobodyToAsk(f"{file_key} is not known here, and no other peer can be asked now; try again")
         return found
 
     async def delete(self, file_key: str) -> Deletion | None:
         """Remove every version of a file that this peer or, asked first, its targets have heard of.
 
-        None when there is none. Raises StoreError.
+        None when there is none. Raises NobodyToAsk when it would take another peer to know, and none answers, and
+        StoreError.
         """
-        await self._uploads.ask_targets(file_key)
+        if await self._find_elsewhere(file_key) is None:
+            return None
 
         def step() -> tuple[Delete, list[NodeId]] | None:
             state = self._state

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from peer.catalog_store import SqliteStore, select_puts
 from peer.database import Database
-from peer.env import StoreError
+from peer.env import Env, StoreError, Work
 from peer.state import Placement
 from protocol.identity import NodeId
 from protocol.messages import Member
@@ -45,9 +45,10 @@ def load_ranks(connection: sqlite3.Connection) -> list[list[NodeId]]:
     return ranks
 
 
-async def update_placement(database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
+async def update_placement(env: Env, database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
     """Bring placement, and the queue of missing copies, in line with the members. Raises StoreError."""
-    ranks = rank_all([Place(member.node_id, member.zone) for member in members])
+    # Off the event loop: with fifty members it takes about a second.
+    ranks = await env.run_blocking(Work.HASH, rank_all, [Place(member.node_id, member.zone) for member in members])
     changed = [partition for partition in range(PARTITIONS) if placement.ranks[partition] != ranks[partition]]
     for start in range(0, len(changed), PARTITIONS_A_STEP):
         some = {partition: ranks[partition] for partition in changed[start : start + PARTITIONS_A_STEP]}

@@ -176,6 +176,7 @@ class Node:
         me, members = await database.write(lambda: self._start_life(database, cluster_id))
         replica = Replica(me.node_id, database.store, self.env.chance("epochs"))
         database.on_uncertain = replica.leave_epoch
+        database.remember = replica.remember
         state = PeerState(
             env=self.env,
             config=self.config,
@@ -233,7 +234,7 @@ class Node:
         try:
             await state.database.write(lambda: save_members(state.database.store, members))
             async with self._placement_turn:
-                await update_placement(state.database, state.placement, state.membership.members())
+                await update_placement(self.env, state.database, state.placement, state.membership.members())
         except StoreError as error:
             log.error("cannot keep the members: %s", error)
         state.news.ring()

@@ -76,6 +76,15 @@ class Replica:
         self._confirmed = 0
         self.epochs_left = 0
 
+    def remember(self) -> Callable[[], None]:
+        """What undoes in memory, after a roll-back, all that steps of the transaction that begins now will do."""
+        origin, confirmed, epochs_left = self.origin, self._confirmed, self.epochs_left
+
+        def undo() -> None:
+            self.origin, self._confirmed, self.epochs_left = origin, confirmed, epochs_left
+
+        return undo
+
     # --- writing the own log ---
 
     def put(self, manifest: Manifest, wall_ms: int) -> Put:

@@ -29,7 +29,7 @@ CLOCKS_AND_CHANCE = {
     "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
     "uuid.uuid1", "uuid.uuid4", "os.urandom", "random.SystemRandom",
 }  # fmt: skip
-THE_WORLD = ("peer/system.py", "peer/cluster.py", "peer/cli/")
+THE_WORLD = ("peer/system.py", "peer/cluster/", "peer/cli/")
 """Where clocks and chance come from: the real environment, and the supervisor of real processes."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager"}
 
@@ -329,7 +329,7 @@ BROKEN = [
     (world_only_at_the_edge, "peer/http/server.py", "import time\ndef f(clock=time.monotonic): ..."),
     (threads_only_in_system, "peer/node.py", "import trio\nasync def f(): await trio.to_thread.run_sync(g)"),
     (threads_only_in_system, "peer/node.py", "from trio import to_thread"),
-    (threads_only_in_system, "peer/cluster.py", "from trio.to_thread import run_sync"),
+    (threads_only_in_system, "peer/cluster/local.py", "from trio.to_thread import run_sync"),
     (no_vague_file_names, "peer/utils.py", ""),
     (no_vague_file_names, "peer/http/helpers.py", ""),
     (no_vague_file_names, "sim/common/world.py", ""),

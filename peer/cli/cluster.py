@@ -1,6 +1,6 @@
 """`minidfs cluster`: a local cluster in the foreground, and orders to it from another terminal.
 
-Presentation only; `peer/cluster.py` does the work.
+Presentation only; `peer/cluster` does the work.
 """
 
 from __future__ import annotations

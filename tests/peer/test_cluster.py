@@ -21,7 +21,7 @@ import httpx
 import pytest
 import trio
 
-from peer import cluster as engine
+from peer.cluster import local as engine
 from peer.cluster import (
     ClusterError,
     Layout,

@@ -220,6 +220,28 @@ def test_a_roll_back_leaves_everything_in_memory_as_it_was(tmp_path: Path) -> No
     run(tmp_path, body)
 
 
+def test_an_epoch_left_in_a_transaction_that_is_rolled_back_is_not_left(tmp_path: Path) -> None:
+    """Otherwise the ops in dispute would stay where they are, and never be written again."""
+
+    async def body(database: Database) -> None:
+        replica = replica_of(database)
+        database.remember = replica.remember
+        await database.write(lambda: replica.put(manifest("disputed"), NOW_MS))
+        origin = replica.origin
+
+        def meets_and_fails() -> None:
+            replica.meet({origin: 9}, NOW_MS)
+            raise ZeroDivisionError
+
+        await write_all(database, meets_and_fails)
+        assert replica.origin == origin
+        await database.write(lambda: replica.meet({origin: 9}, NOW_MS))
+        (put,) = database.store.puts_of("disputed")
+        assert put.dot.origin == replica.origin != origin
+
+    run(tmp_path, body)
+
+
 def test_files_that_lost_their_rows_are_named_only_after_the_commit(tmp_path: Path) -> None:
     async def body(database: Database) -> None:
         named: list[str] = []

@@ -42,7 +42,7 @@ def test_a_new_member_queues_exactly_the_files_it_should_have() -> None:
         peer = state(world, "node-1")
         newcomer = Member(NodeId("node-3"), "127.0.0.1:1", 1)
         members = (*peer.membership.members(), newcomer)
-        await update_placement(peer.database, peer.placement, members)
+        await update_placement(peer.env, peer.database, peer.placement, members)
         expected = [
             f"k{number}" for number in range(40) if newcomer.node_id in peer.placement.targets_of(f"k{number}", 2)
         ]
@@ -71,10 +71,10 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
 
         peer.database.write = fails_behind_the_step  # type: ignore[method-assign]
         with pytest.raises(NoSpace):
-            await update_placement(peer.database, peer.placement, members)
+            await update_placement(peer.env, peer.database, peer.placement, members)
         assert peer.placement.ranks == before
         peer.database.write = write  # type: ignore[method-assign]
-        await update_placement(peer.database, peer.placement, members)
+        await update_placement(peer.env, peer.database, peer.placement, members)
         assert peer.placement.ranks == rank_all([Place(member.node_id) for member in members])
         assert pending(world, "node-1") == [("k", "node-2")]
         assert rows(world, "node-1", "SELECT count(*) FROM placement") == [(2 * len(before),)]

@@ -15,6 +15,9 @@ from protocol.identity import Dot, Origin, VersionVector
 from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
 from protocol.store import Store
 
+# Nothing here waits for anything, so more cases may simply take longer.
+pytestmark = pytest.mark.timeout(0)
+
 every_store = pytest.mark.parametrize("kind", STORES, ids=str)
 
 

@@ -16,7 +16,7 @@ NEEDED = ["serve", "--id", "node-2", "--listen", "127.0.0.1:8002", "--data", "so
 
 
 class FakeNode(ModuleType):
-    """Stands in for peer.node."""
+    """Stands in for peer.run."""
 
     config: Config
     outcome: int | Exception = 0
@@ -30,8 +30,8 @@ class FakeNode(ModuleType):
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> FakeNode:
-    fake = FakeNode("peer.node")
-    monkeypatch.setitem(sys.modules, "peer.node", fake)
+    fake = FakeNode("peer.run")
+    monkeypatch.setitem(sys.modules, "peer.run", fake)
     return fake
 
 
