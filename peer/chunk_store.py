@@ -13,7 +13,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 from blake3 import blake3
@@ -21,7 +21,7 @@ from blake3 import blake3
 from peer.catalog_store import SqliteStore, chunk_file_name
 from peer.config import Config
 from peer.database import Database
-from peer.env import ChunkCorrupt, ChunkMissing, Env, FileIdentity, ReadableFile, StoreError, Work, WritableFile
+from peer.env import ChunkCorrupt, ChunkMissing, Disk, Env, FileIdentity, ReadableFile, StoreError, Work, WritableFile
 from protocol.ops import Chunk
 
 log = logging.getLogger("minidfs.chunks")
@@ -115,6 +115,28 @@ class ChunkWriter:
             self._file = None
 
 
+class SpooledFile:
+    """A file that is gone once it is closed; see `ReadableFile`."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+        self._file = disk.open(path)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return self._file.read_at(offset, size)
+
+    def identity(self) -> FileIdentity:
+        return self._file.identity()
+
+    def handle(self) -> Any | None:
+        return self._file.handle()
+
+    def close(self) -> None:
+        self._file.close()
+        self._disk.remove(self._path)
+
+
 class ChunkStore:
     """All chunks of one peer. Methods that are not `async` block, but for those that say otherwise."""
 
@@ -180,6 +202,19 @@ class ChunkStore:
             row = self.row(chunk.hash)
             if chunk.serial is not None and (row is None or row.serial != chunk.serial):
                 self.disk.remove(chunk_file_name(chunk.hash, chunk.serial))
+
+    def spool(self, content: bytes) -> SpooledFile:
+        """Bytes set aside on the disk to be read once; they need not survive anything. Raises NoSpace, StoreError."""
+        path = f"{_INCOMING}/{self.next_serial()}"
+        writer = self.disk.create(path)
+        try:
+            writer.write(content)
+            writer.close()
+            return SpooledFile(self.disk, path)
+        except BaseException:
+            writer.close()
+            self.disk.remove(path)
+            raise
 
     def open_fresh(self, chunk: FreshChunk) -> ReadableFile:
         """The file of a chunk this process wrote and hashed, or of the equal one that was kept. Raises ChunkMissing."""

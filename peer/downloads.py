@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import trio
@@ -22,8 +23,11 @@ from protocol.ops import Chunk, Put
 
 log = logging.getLogger("minidfs.downloads")
 
-REMOTE_CHUNKS_MAX = 32
-"""Chunks of other peers in memory at once, over all downloads; each is at most `chunk_bytes_max`."""
+REMOTE_CHUNKS_MAX = 16
+"""Chunks of other peers waiting in memory for their readers, over all downloads; beyond that they wait on the disk."""
+
+FETCHES_MAX = 8
+"""Chunks on their way here at once; one that does not move is given up, so nobody waits for long."""
 
 VERIFY_INLINE_BYTES_MAX = 64 * 1024
 
@@ -59,6 +63,7 @@ class Downloads:
     def __init__(self, state: PeerState) -> None:
         self._state = state
         self._remote_chunks = trio.CapacityLimiter(REMOTE_CHUNKS_MAX)
+        self._fetches = trio.CapacityLimiter(FETCHES_MAX)
 
     def source_of(self, put: Put) -> NodeId | None:
         """The peer a file is read from first: this one, or the reachable holder that answers soonest."""
@@ -85,9 +90,29 @@ class Downloads:
                 finally:
                     local.file.close()
             else:
-                async with self._remote_chunks:
-                    content = await self.fetch(put, part.chunk)
-                    yield content[part.first : part.first + part.count]
+                async with aclosing(self._remote(put, part)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+
+    async def _remote(self, put: Put, part: _Part) -> AsyncGenerator[Piece, None]:
+        """A part of a chunk of another peer, from memory, or from this disk when slow readers fill the memory."""
+        async with self._fetches:
+            content = await self.fetch(put, part.chunk)
+        reader = object()
+        try:
+            self._remote_chunks.acquire_on_behalf_of_nowait(reader)
+        except trio.WouldBlock:
+            file = await self._state.env.run_blocking(Work.DISK, self._state.chunks.spool, content)
+            del content
+            try:
+                yield FileSpan(file, part.first, part.count)
+            finally:
+                file.close()
+            return
+        try:
+            yield content[part.first : part.first + part.count]
+        finally:
+            self._remote_chunks.release_on_behalf_of(reader)
 
     async def _local(self, part: _Part) -> Piece | None:
         """A part from this disk; None when the chunk is not here, or no longer good, which is then seen to."""

@@ -10,6 +10,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 
 import trio
@@ -21,7 +22,7 @@ from peer.client import PeerUnreachable, frame
 from peer.database import meta_value, translated_errors
 from peer.env import StoreError, Work
 from peer.state import PeerState
-from protocol import codec
+from protocol import catalog, codec
 from protocol.codec import decode_op, encode_op
 from protocol.errors import MalformedMessage
 from protocol.identity import Dot, NodeId, VersionVector, covers_all
@@ -45,6 +46,15 @@ PUSH_DELAY_S = 0.1
 
 PUSH_FANOUT = 3
 """Peers that news is pushed to; anti-entropy reaches the others."""
+
+
+class Reason(Enum):
+    """Why a whole state is fetched."""
+
+    BEHIND = auto()
+    """What we lack is no longer in the other's log."""
+    DISAGREEMENT = auto()
+    """Equal version vectors, unequal sums."""
 
 
 @dataclass(slots=True)
@@ -137,7 +147,8 @@ class Exchanger:
             state.news.ring()
         self.link(request.sender.node_id).known_vv = request.vv
         if request.behind or answered.disagrees:
-            self._start(partial(self.fetch_whole_state, request.sender.node_id))
+            reason = Reason.BEHIND if request.behind else Reason.DISAGREEMENT
+            self._start(partial(self.fetch_whole_state, request.sender.node_id, reason))
         if answered.declare:
             self._start(self.declare_backed)
         return answered.reply
@@ -231,10 +242,9 @@ class Exchanger:
         finally:
             pinned.close()
 
-    async def fetch_whole_state(self, node_id: NodeId) -> None:
-        """Become one with the whole state of a peer whose log no longer has what we lack.
+    async def fetch_whole_state(self, node_id: NodeId, reason: Reason) -> None:
+        """Take over the whole state of a peer: become one with it, or, after a disagreement, add what it has.
 
-        With equal version vectors and unequal sums nothing is removed: both end up with what either had.
         Raises PeerUnreachable, StoreError.
         """
         peer = self._state.membership.member(node_id)
@@ -242,7 +252,8 @@ class Exchanger:
             return
         async with self._whole_state_turn, self._state.client.snapshot(peer) as frames:
             their_vv, their_sum = await self._stage(peer, frames)
-            await self._state.database.write(lambda: self._merge(node_id, their_vv, their_sum))
+            merge = self._merge if reason is Reason.BEHIND else self._unite
+            await self._state.database.write(partial(merge, node_id, their_vv, their_sum))
         self._state.news.ring()
         await self.declare_backed()
 
@@ -266,17 +277,29 @@ class Exchanger:
         raise PeerUnreachable(f"{peer.node_id} broke off its whole state")
 
     def _merge(self, node_id: NodeId, their_vv: VersionVector, their_sum: int) -> None:
-        """A step: merge what is staged, and take back what this peer is said to hold and does not."""
-        state = self._state
-        replica, store = state.replica, state.database.store
-        if store.version_vector() != their_vv:
-            replica.merge_staged(their_vv, state.wall_ms())
-        elif store.state_sum() != their_sum:
+        """A step: merge what is staged, if it is whole, and take back what this peer is said to hold and does not."""
+        replica, store = self._state.replica, self._state.database.store
+        if catalog.sum_of_staged(store) == their_sum:
+            replica.merge_staged(their_vv, self._state.wall_ms())
+            replica.drop_unbacked(store.is_held, self._state.wall_ms())
+        else:
+            # What is missing there would be taken for deleted here.
+            log.error("the whole state of %s is damaged: its rows do not give its sum; not using it", node_id)
+            store.clear_stage()
+
+    def _unite(self, node_id: NodeId, their_vv: VersionVector, _their_sum: int) -> None:
+        """A step: after a disagreement, keep what either has; nothing may be removed on damaged evidence.
+
+        If either has written since, nobody can tell any more what is new from what was lost: the next exchange tries
+        again.
+        """
+        replica, store = self._state.replica, self._state.database.store
+        if store.version_vector() == their_vv:
             self.disagreements += 1
             log.error("the state of %s differs at equal version vectors: a bug or bit rot; keeping both", node_id)
             replica.repair_from_staged()
+            replica.drop_unbacked(store.is_held, self._state.wall_ms())
         store.clear_stage()
-        replica.drop_unbacked(store.is_held, state.wall_ms())
 
     async def declare_backed(self) -> None:
         """Verify content this disk has and no hold says so, then declare it held, or let it go."""
@@ -423,7 +446,8 @@ class Link:
         if heard.applied:
             state.news.ring()
         if reply.behind or disagrees:
-            await self._exchanger.fetch_whole_state(self.node_id)
+            reason = Reason.BEHIND if reply.behind else Reason.DISAGREEMENT
+            await self._exchanger.fetch_whole_state(self.node_id, reason)
         elif heard.my_drops:
             await self._exchanger.declare_backed()
 

@@ -39,6 +39,8 @@ JOIN_RETRY_S = 1.0
 STALL_LIMIT_S = 2.0
 """A peer whose event loop stands still for this long lets the facade's connections go to the others."""
 FACADE_RETRY_S = 1.0
+MEET_TIMEOUT_S = 3.0
+MEET_POLL_S = 0.05
 FACADE_CHECK_S = 2.0
 
 
@@ -153,11 +155,12 @@ class Node:
             nursery.start_soon(task)
         await self._on_members(services.state)
         self.services = services
-        services.state.ready.set()
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.address, cluster_id)
         nursery.start_soon(self._announce, services)
         if self.config.facade is not None:
-            nursery.start_soon(self._serve_facade, server, self.config.facade, services.state)
+            await nursery.start(self._serve_facade, server, self.config.facade, services.state)
+        await self._meet_others(services.state)
+        services.state.ready.set()
 
     async def _ask_cluster_id(self) -> str:
         """Ask the peers to join, one after the other, until one answers."""
@@ -247,6 +250,14 @@ class Node:
             await self.services.exchanger.exchange(node_id)
         self.services.repair.retry_now()
 
+    async def _meet_others(self, state: PeerState) -> None:
+        """Give the others a moment to answer, so that who waits for us to be ready finds us among them."""
+        membership = state.membership
+        with trio.move_on_after(MEET_TIMEOUT_S):
+            # Both sides of this change; for a few seconds at most, looking is simpler than being told.
+            while len(membership.reachable()) < max(len(membership.members()) - 1, len(self.config.join)):  # noqa: ASYNC110
+                await trio.sleep(MEET_POLL_S)
+
     async def _announce(self, services: Services) -> None:
         """Tell the peers to join of us until one has answered, unless we know others already."""
         state = services.state
@@ -272,19 +283,32 @@ class Node:
             if cluster_id not in (None, state.cluster_id):
                 raise StartError(f"port {facade.port} serves another cluster; choose another with --facade")
 
-    async def _serve_facade(self, server: HttpServer, facade: Address, state: PeerState) -> None:
-        """Serve the shared port; take it again after a stall, or, where ports are not shared, from a peer that died."""
+    async def _serve_facade(
+        self,
+        server: HttpServer,
+        facade: Address,
+        state: PeerState,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve the shared port; take it again after a stall, or, where ports are not shared, from a peer that died.
+
+        Raises StartError when something else has it.
+        """
         await self._check_facade(facade, state)
-        first = True
+        is_started = False
         while True:
             try:
                 listeners = await server.listen(facade, name=FACADE, shared=True)
             except StartError:
-                if first and self.env.shares_ports:
+                if self.env.shares_ports and not is_started:
                     raise
+                listeners = []
+            if not is_started:
+                is_started = True
+                task_status.started()
+            if not listeners:
                 await trio.sleep(FACADE_RETRY_S)
                 continue
-            first = False
             with self.env.watch_stalls(STALL_LIMIT_S, lambda listeners=listeners: _close_all(listeners)):  # type: ignore[misc]
                 async with trio.open_nursery() as nursery:
                     for listener in listeners:

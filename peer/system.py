@@ -385,7 +385,9 @@ class SystemEnv:
         self._limiters = {work: trio.CapacityLimiter(threads) for work, threads in THREADS.items()}
 
     def chance(self, stream: str) -> Random:
-        return Random(f"{stream} {secrets.token_hex(32)}")  # noqa: S311  (seeded from the system's own)
+        # The system's own, drawn anew each time: a generator with a state would come to the same numbers again in a
+        # process image that is resumed twice, and epochs must not.
+        return secrets.SystemRandom()
 
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(call, *args, limiter=self._limiters[work])

@@ -34,6 +34,9 @@ PATIENCE_MAX = 5
 WITHDRAWN_MAX = 1024
 """Chunks in one message that says they are not needed."""
 
+SILENT_PROBES = 2.0
+"""A target that answered within so many probe intervals gives signs of life: one probe may be late on a busy machine."""
+
 Pieces = AsyncIterator[bytes]
 
 
@@ -227,7 +230,7 @@ class Uploads:
         while True:
             await trio.sleep(config.target_timeout_s / 4)
             heard_at = self._state.membership.heard_at(target)
-            if heard_at is not None and clock.now() - heard_at < config.probe_interval_s * 1.25:
+            if heard_at is not None and clock.now() - heard_at < config.probe_interval_s * SILENT_PROBES:
                 patience.deadline = min(limit, clock.now() + config.target_timeout_s / 2)
 
     async def ask_targets(self, file_key: str) -> list[NodeId]:

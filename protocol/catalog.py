@@ -134,3 +134,8 @@ def _may_live(store: Store, op: LiveOp) -> bool:
 def sum_of_rows(store: Store) -> int:
     """The sum the state really has; unequal to the stored one only through a bug or bit rot."""
     return sum(digest_of(op) for op in store.live()) % SUM_MODULUS
+
+
+def sum_of_staged(store: Store) -> int:
+    """The sum of another peer's state as it arrived, to compare with what that peer says it is."""
+    return sum(digest_of(op) for op in store.staged()) % SUM_MODULUS

@@ -120,10 +120,13 @@ class Membership:
         effects: list[Effect] = [SetTimer(self._interval_s)]
         for peer in self._peers.values():
             effects += self._judge(peer, now)
-            self._number += 1
-            peer.pinged_at, peer.pinged_number = now, self._number
-            effects.append(Send(peer.member.address, Ping(self._number, self.me)))
+            effects += self._probe(peer, now)
         return effects
+
+    def _probe(self, peer: _Peer, now: float) -> list[Effect]:
+        self._number += 1
+        peer.pinged_at, peer.pinged_number = now, self._number
+        return [Send(peer.member.address, Ping(self._number, self.me))]
 
     def _judge(self, peer: _Peer, now: float) -> list[Effect]:
         if peer.status is Status.DOWN or peer.heard_at is None:
@@ -150,7 +153,9 @@ class Membership:
         effects = self._learn(sender)
         peer = self._peers[sender.node_id]
         if isinstance(message, Ping):
-            return [*effects, Send(sender.address, Ack(message.number, self.me))]
+            effects.append(Send(sender.address, Ack(message.number, self.me)))
+            # One we took for down is there: two peers meet as soon as one of them starts.
+            return effects + (self._probe(peer, now) if peer.status is Status.DOWN else [])
         if message.number == peer.pinged_number:
             self._measure(peer, now - peer.pinged_at)
         peer.heard_at = now

@@ -38,8 +38,8 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
 
     async def ready(request: Request) -> JSONResponse:
         running = services()
-        if running is None:
-            return error_response(503, "joining: no peer of the cluster has answered yet", RETRY_AFTER)
+        if running is None or not running.state.ready.is_set():
+            return error_response(503, "joining: the peers of the cluster have not answered yet", RETRY_AFTER)
         if running.state.draining:
             return error_response(503, "draining: this peer is being stopped", RETRY_AFTER)
         return JSONResponse({"status": "READY", "node_id": config.node_id})

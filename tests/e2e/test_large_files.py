@@ -171,11 +171,6 @@ async def test_a_download_ends_early_and_not_wrongly_when_the_last_holder_is_kil
         assert (await peers.client.get(peers.url(reader, f"/files/{file_id}"))).status_code == 503
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=trio.TooSlowError,
-    reason="32 stalled readers hold all of Downloads' slots for chunks of other peers, and everybody else waits",
-)
 @within(90)
 async def test_many_slow_readers_of_a_file_elsewhere_keep_nobody_from_reading(tmp_path: Path) -> None:
     """Chunks of other peers are kept in memory for slow clients, of which there may be many."""

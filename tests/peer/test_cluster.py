@@ -21,7 +21,6 @@ import httpx
 import pytest
 import trio
 
-from peer.cluster import local as engine
 from peer.cluster import (
     ClusterError,
     Layout,
@@ -34,6 +33,7 @@ from peer.cluster import (
     serve_command,
     settle_layout,
 )
+from peer.cluster import local as engine
 from peer.config import ConfigError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
