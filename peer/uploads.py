@@ -35,7 +35,7 @@ WITHDRAWN_MAX = 1024
 """Chunks in one message that says they are not needed."""
 
 SILENT_PROBES = 2.0
-"""A target that answered within so many probe intervals gives signs of life: one probe may be late on a busy machine."""
+"""A target that answered within so many probe intervals gives signs of life: on a busy machine one may be late."""
 
 Pieces = AsyncIterator[bytes]
 

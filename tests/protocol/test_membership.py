@@ -62,9 +62,17 @@ def test_every_other_peer_is_probed_at_every_tick() -> None:
         assert [effect for effect in effects if isinstance(effect, SetTimer)] == [SetTimer(INTERVAL_S)]
 
 
+def test_a_ping_from_a_peer_taken_for_down_is_answered_with_a_probe_so_that_the_two_meet_at_once() -> None:
+    membership = membership_of(B)
+    effects = membership.handle(Received(Ping(7, B)), 0.0)
+    assert [effect.message for effect in effects if isinstance(effect, Send)] == [Ack(7, A), Ping(1, A)]
+    assert Met(B.node_id) in answer(membership, effects, B, 0.001)
+    assert membership.handle(Received(Ping(8, B)), 0.002) == [Send("b:1", Ack(8, A))]
+
+
 def test_a_ping_is_answered_with_its_number_to_the_address_the_sender_names() -> None:
     membership = membership_of(B)
-    assert membership.handle(Received(Ping(7, B)), 0.0) == [Send("b:1", Ack(7, A))]
+    assert membership.handle(Received(Ping(7, B)), 0.0)[0] == Send("b:1", Ack(7, A))
     stranger = Member(NodeId("d"), "d:1", 4)
     assert Send("d:1", Ack(1, A)) in membership.handle(Received(Ping(1, stranger)), 0.0)
     assert membership.member(stranger.node_id) == stranger
