@@ -53,7 +53,7 @@ async def exchange(request: Request) -> Response:
 async def snapshot(request: Request) -> Response:
     """`GET /peer/snapshot`: the whole live state, as of one moment."""
     services = peer_services(request)
-    return StreamingResponse(services.exchanger.whole_state_frames(), media_type=MSGPACK)
+    return StreamingResponse(services.exchanger.whole_states.frames(), media_type=MSGPACK)
 
 
 async def get_small_chunks(request: Request) -> Response:

@@ -197,7 +197,7 @@ def test_a_restored_older_disk_converges_and_brings_nothing_back() -> None:
         assert await everywhere(world, "overwritten") == [b"new" * 2000] * 3
         assert await everywhere(world, "later") == [b"later" * 1000] * 3
         assert await everywhere(world, "after") == [b"after" * 1000] * 3
-        assert services(world, "node-1").exchanger.disagreements == 0
+        assert services(world, "node-1").exchanger.whole_states.disagreements == 0
 
     in_world(scenario, **SMALL)
 
@@ -221,7 +221,7 @@ def test_all_disks_restored_to_different_days_still_converge() -> None:
         assert await everywhere(world, "k") == [b"2"] * 3
         assert await everywhere(world, "k2") == [b"2" * 3000] * 3
         assert await everywhere(world, "new") == [b"new"] * 3
-        assert all(services(world, name).exchanger.disagreements == 0 for name in world.machines)
+        assert all(services(world, name).exchanger.whole_states.disagreements == 0 for name in world.machines)
 
     in_world(scenario, **SMALL)
 
@@ -255,7 +255,7 @@ def test_a_peer_that_was_away_beyond_the_logs_takes_over_the_whole_state(seed: i
         assert await everywhere(world, "aside") == [b"aside" * 1000] * 3
         assert [versions(world, name, "overwritten") for name in world.machines] == [2, 2, 2]
         assert state(world, "node-3").database.store.floors() != {}
-        assert all(services(world, name).exchanger.disagreements == 0 for name in world.machines)
+        assert all(services(world, name).exchanger.whole_states.disagreements == 0 for name in world.machines)
         # Afterwards suffixes do again.
         await put(world, "node-3", "overwritten", b"last")
         await converged(world)
@@ -308,13 +308,13 @@ def test_rows_damaged_behind_the_rules_back_come_back_and_the_alarm_is_raised() 
             database.execute(query)
         await world.start("node-2")
         await converged(world)
-        disagreements = [services(world, name).exchanger.disagreements for name in world.machines]
+        disagreements = [services(world, name).exchanger.whole_states.disagreements for name in world.machines]
         assert any(disagreements)
         assert await everywhere(world, "a") == [b"a" * 3000] * 3
         assert await everywhere(world, "b") == [b"b" * 3000] * 3
         before = sum(disagreements)
         await trio.sleep(120)
-        after = sum(services(world, name).exchanger.disagreements for name in world.machines)
+        after = sum(services(world, name).exchanger.whole_states.disagreements for name in world.machines)
         assert after == before, "it is over"
 
     in_world(scenario, **SMALL)
