@@ -1,11 +1,17 @@
-"""How many cases the property tests try: `pytest` for every commit, `pytest --hypothesis-profile=deep` for a long look.
+"""Ports for each worker, and how many cases the property tests try: `pytest` for every commit, `pytest --hypothesis-profile=deep` for a long look.
 
 `mutants` is for sim/mutations.py: there a test only has to fail, and the smallest case is of no interest.
 """
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import HealthCheck, Phase, settings
+
+from peer.cluster import ports
+
+PORT_SLICES = 8
 
 # A machine that is busy makes cases slow, not wrong.
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -16,3 +22,11 @@ settings.register_profile(
     "mutants", max_examples=100, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), **_CALM
 )
 settings.load_profile("ci")
+
+
+def pytest_configure() -> None:
+    """Tests that run beside each other must not pick the same free port at the same moment."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PORT_SLICES
+    size = len(ports.FREE_PORTS) // PORT_SLICES
+    start = ports.FREE_PORTS.start + worker * size
+    ports.FREE_PORTS = range(start, start + size)
