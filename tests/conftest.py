@@ -1,6 +1,7 @@
-"""Ports for each worker, and how many cases the property tests try: `pytest` for every commit, `pytest --hypothesis-profile=deep` for a long look.
+"""How many cases the property tests try, and which ports each worker takes.
 
-`mutants` is for sim/mutations.py: there a test only has to fail, and the smallest case is of no interest.
+`pytest` is for every commit, `pytest --hypothesis-profile=deep` for a long look. `mutants` is for sim/mutations.py:
+there a test only has to fail, and the smallest case is of no interest.
 """
 
 from __future__ import annotations
