@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from itertools import groupby
 
 from peer.catalog_store import SqliteStore, select_puts
 from peer.database import Database
-from peer.env import Env, StoreError, Work
+from peer.env import Env, Work
 from peer.state import Placement
 from protocol.identity import NodeId
 from protocol.messages import Member
-from protocol.placement import PARTITIONS, Place, rank_all
+from protocol.placement import PARTITIONS, rank_all
 
 PARTITIONS_A_STEP = 256
 """Re-ranked in one transaction, so that uploads get a turn in between."""
@@ -46,22 +47,22 @@ def load_ranks(connection: sqlite3.Connection) -> list[list[NodeId]]:
 
 
 async def update_placement(env: Env, database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
-    """Bring placement, and the queue of missing copies, in line with the members. Raises StoreError."""
+    """Bring placement, and the queue of missing copies, in line with the members.
+
+    Raises StoreError; then the rest of the queue follows at the next change, or start.
+    """
+    places = placement.follow(members)
     # Off the event loop: with fifty members it takes about a second.
-    ranks = await env.run_blocking(Work.HASH, rank_all, [Place(member.node_id, member.zone) for member in members])
-    changed = [partition for partition in range(PARTITIONS) if placement.ranks[partition] != ranks[partition]]
+    ranks = await env.run_blocking(Work.HASH, rank_all, places)
+    changed = [partition for partition in range(PARTITIONS) if placement.queued[partition] != ranks[partition]]
     for start in range(0, len(changed), PARTITIONS_A_STEP):
         some = {partition: ranks[partition] for partition in changed[start : start + PARTITIONS_A_STEP]}
-        before = {partition: placement.ranks[partition] for partition in some}
-        try:
-            await database.write(lambda some=some: _rerank(database.store, placement, some))  # type: ignore[misc]
-        except StoreError:
-            for partition, ranked in before.items():
-                placement.ranks[partition] = ranked
-            raise
+        await database.write(partial(_rerank, database.store, some))
+        for partition, ranked in some.items():
+            placement.queued[partition] = ranked
 
 
-def _rerank(store: SqliteStore, placement: Placement, ranks: dict[int, list[NodeId]]) -> None:
+def _rerank(store: SqliteStore, ranks: dict[int, list[NodeId]]) -> None:
     """A step: give some partitions new ranks, and queue what that makes missing."""
     execute = store.connection.execute
     for partition, ranked in ranks.items():
@@ -70,6 +71,5 @@ def _rerank(store: SqliteStore, placement: Placement, ranks: dict[int, list[Node
             "INSERT INTO placement VALUES (?, ?, ?)",
             [(partition, rank, store.node_row(node_id)) for rank, node_id in enumerate(ranked)],
         )
-        placement.ranks[partition] = ranked
         for put_row, put in list(select_puts(store.connection, "WHERE puts.partition = ?", partition)):
             store.requeue(put_row, put)

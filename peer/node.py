@@ -70,7 +70,7 @@ class Node:
         Raises StartError when the peer cannot start, and StoreError when its data folder cannot be read.
         """
         with self.env.disk.lock():
-            placement = Placement([])
+            placement = Placement()
             database = await self.env.run_blocking(Work.DISK, self._open_database, placement)
             try:
                 await self._run(database, placement, task_status)
@@ -85,7 +85,7 @@ class Node:
         owner = meta_value(database.reader, "node_id")
         if owner not in (None, self.config.node_id):
             raise StartError(f"the data folder belongs to {owner}; start that peer, or use another folder")
-        placement.ranks = load_ranks(database.reader)
+        placement.queued = load_ranks(database.reader)
         database.write_now(lambda: set_meta_value(database.store.connection, "node_id", self.config.node_id))
         self._check_sum(database)
         return database
@@ -192,6 +192,7 @@ class Node:
             placement=placement,
             client=PeerClient(self.env, cluster_id),
         )
+        placement.follow(state.membership.members())
         await self._take_stock(state)
         return self._wire(state, datagrams)
 
@@ -234,6 +235,7 @@ class Node:
     async def _on_members(self, state: PeerState) -> None:
         """Keep the members, and what follows from them."""
         members = state.membership.members()
+        state.placement.follow(members)
         try:
             await state.database.write(lambda: save_members(state.database.store, members))
             async with self._placement_turn:

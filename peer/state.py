@@ -16,8 +16,9 @@ from peer.database import Database
 from peer.env import Env
 from protocol.identity import Dot, NodeId
 from protocol.membership import Membership
+from protocol.messages import Member
 from protocol.ops import Chunk, Put
-from protocol.placement import partition_of
+from protocol.placement import PARTITIONS, Place, partition_of, rank_places
 from protocol.replica import Replica
 
 log = logging.getLogger("minidfs.state")
@@ -40,14 +41,26 @@ class Bell:
 
 
 class Placement:
-    """For each partition the members in the order in which they should hold its files."""
+    """Which peers should hold which files: in memory at once when members change, in the queue a little later."""
 
-    def __init__(self, ranks: list[list[NodeId]]) -> None:
-        self.ranks = ranks
+    def __init__(self) -> None:
+        self._places: tuple[Place, ...] = ()
+        self._ranks: dict[int, list[NodeId]] = {}
+        self.queued: list[list[NodeId]] = [[] for _ in range(PARTITIONS)]
+        """The ranks by which the queue of missing copies was last made, as the database has them."""
+
+    def follow(self, members: Iterable[Member]) -> tuple[Place, ...]:
+        """From now on these are the members; returns their places."""
+        self._places = tuple(Place(member.node_id, member.zone) for member in members)
+        self._ranks = {}
+        return self._places
 
     def targets(self, partition: int, copies: int) -> Sequence[NodeId]:
         """The peers that should hold a partition's files."""
-        return self.ranks[partition][:copies]
+        ranks = self._ranks
+        if partition not in ranks:
+            ranks[partition] = rank_places(partition, self._places)
+        return ranks[partition][:copies]
 
     def targets_of(self, file_key: str, copies: int) -> Sequence[NodeId]:
         """The peers that should hold a file."""

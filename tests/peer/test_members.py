@@ -16,14 +16,14 @@ from sim.world import World
 
 def test_members_and_ranks_are_there_again_after_a_restart() -> None:
     async def scenario(world: World) -> None:
-        members, ranks = state(world, "node-1").membership.members(), state(world, "node-1").placement.ranks
+        members, ranks = state(world, "node-1").membership.members(), list(state(world, "node-1").placement.queued)
         await world.crash("node-1")
         await world.crash("node-2")
         await world.start("node-1")
         peer = state(world, "node-1")
         known = {member.node_id: member.address for member in peer.membership.members()}
         assert known == {member.node_id: member.address for member in members}
-        assert peer.placement.ranks == ranks
+        assert peer.placement.queued == ranks
         assert load_ranks(peer.database.reader) == ranks
         lives = {member.node_id: member.incarnation for member in load_members(peer.database.reader)}
         assert lives["node-1"] > 1
@@ -59,7 +59,7 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
         await put(world, "node-1", "k", b"x")
         peer = state(world, "node-1")
         members = (*peer.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1))
-        before = list(peer.placement.ranks)
+        before = list(peer.placement.queued)
         write = peer.database.write
 
         async def fails_behind_the_step(step):
@@ -72,10 +72,10 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
         peer.database.write = fails_behind_the_step  # type: ignore[method-assign]
         with pytest.raises(NoSpace):
             await update_placement(peer.env, peer.database, peer.placement, members)
-        assert peer.placement.ranks == before
+        assert peer.placement.queued == before
         peer.database.write = write  # type: ignore[method-assign]
         await update_placement(peer.env, peer.database, peer.placement, members)
-        assert peer.placement.ranks == rank_all([Place(member.node_id) for member in members])
+        assert peer.placement.queued == rank_all([Place(member.node_id) for member in members])
         assert pending(world, "node-1") == [("k", "node-2")]
         assert rows(world, "node-1", "SELECT count(*) FROM placement") == [(2 * len(before),)]
 
@@ -100,3 +100,14 @@ def leaves(group: BaseException) -> list[BaseException]:
     if isinstance(group, BaseExceptionGroup):
         return [leaf for error in group.exceptions for leaf in leaves(error)]
     return [group]
+
+
+def test_an_upload_counts_on_a_new_member_before_the_queue_has_caught_up_with_it() -> None:
+    async def scenario(world: World) -> None:
+        peer = state(world, "node-1")
+        peer.placement.follow((*peer.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1)))
+        assert sorted(peer.placement.targets_of("k", 2)) == ["node-1", "node-2"]
+        await put(world, "node-1", "k", b"x")
+        assert pending(world, "node-1") == [("k", "node-2")]
+
+    in_world(scenario, peers=1, copies=2)
