@@ -358,6 +358,9 @@ async def test_a_taken_port_gives_one_clear_line_and_nothing_is_started(
 ) -> None:
     port = stage.base_port + offset
     with socket.socket(socket.AF_INET, kind) as other:
+        if kind == socket.SOCK_STREAM:
+            # A cluster that had this port a moment ago may have left connections that wait for their end.
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
         if kind == socket.SOCK_STREAM:
             other.listen()
