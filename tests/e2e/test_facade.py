@@ -109,6 +109,8 @@ async def run_peer_to_its_end(folder: Path, *options: str) -> tuple[int | None, 
 async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     port = free_base_port(1)
     with socket.socket() as taken:
+        # Connections of an earlier cluster on this port may still wait for their end.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((HOST, port))
         taken.listen()
         code, output = await run_peer_to_its_end(tmp_path, "--id", "node-1", "--listen", f"{HOST}:{port}")
