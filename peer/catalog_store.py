@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -31,6 +31,14 @@ Targets = Callable[[int, int], Sequence[NodeId]]
 def no_targets(partition: int, copies: int) -> Sequence[NodeId]:
     """The targets in a world without members: none."""
     return ()
+
+
+class ChunkRow(NamedTuple):
+    """Where a chunk is: in the database, or in the file of this serial. Two that are equal are the same bytes."""
+
+    size: int
+    serial: int | None
+    content: bytes | None
 
 
 @dataclass(slots=True)
@@ -297,6 +305,10 @@ class SqliteStore:
         targets = self.targets(partition_of(put.manifest.file_key), put.manifest.copies)
         self._queue_deficits(put_row, put, [target for target in targets if target not in holders])
 
+    def forget_completed(self, before_ms: int) -> None:
+        """Show no more which copies came back before a moment."""
+        self.connection.execute("DELETE FROM queue WHERE completed_at_ms < ?", (before_ms,))
+
     def _add_hold(self, hold: Hold) -> None:
         origin, seq = self._key(hold.put)
         (put_row,) = self.connection.execute(
@@ -334,10 +346,10 @@ class SqliteStore:
 
     def _remove_put(self, put: Put) -> None:
         origin, seq = self._key(put.dot)
-        row_id, was_shown, held = self.connection.execute(
-            "SELECT id, shown, held FROM puts WHERE origin = ? AND seq = ?", (origin, seq)
+        row_id, was_shown, kept = self.connection.execute(
+            "SELECT id, shown, kept FROM puts WHERE origin = ? AND seq = ?", (origin, seq)
         ).fetchone()
-        if held:
+        if kept:
             self.release(row_id, put.manifest.chunks or ())
         self.connection.execute("DELETE FROM puts WHERE id = ?", (row_id,))
         remaining = self.puts_of(put.manifest.file_key) if was_shown else []
@@ -387,20 +399,64 @@ class SqliteStore:
 
     # --- content on this disk ---
 
+    def chunk_row(self, name: bytes) -> ChunkRow | None:
+        """Where a chunk is, as this transaction sees it; None when this disk has none, or one that was condemned."""
+        return chunk_row(self.connection, name)
+
+    def set_chunk(self, name: bytes, row: ChunkRow) -> None:
+        """Make a chunk exist, in place of one of equal bytes that was there before, good or condemned."""
+        old = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (name,)).fetchone()
+        if old is None:
+            self.connection.execute(
+                "INSERT INTO chunks (hash, size, serial, refs, content) VALUES (?, ?, ?, 0, ?)",
+                (name, row.size, row.serial, row.content),
+            )
+            return
+        self.connection.execute(
+            "UPDATE chunks SET serial = ?, content = ?, condemned = 0 WHERE hash = ?", (row.serial, row.content, name)
+        )
+        if old[0] is not None and old[0] != row.serial:
+            self.unused_files.append(chunk_file_name(name, old[0]))
+
+    def condemn(self, name: bytes) -> list[Put]:
+        """A chunk's bytes are no good: they go, and its row stays for those who need it, until it is set again.
+
+        Returns the puts that were held and no longer are; what else there is of them is kept.
+        """
+        (serial,) = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (name,)).fetchone()
+        self.connection.execute(
+            "UPDATE chunks SET serial = NULL, content = NULL, condemned = 1 WHERE hash = ?", (name,)
+        )
+        if serial is not None:
+            self.unused_files.append(chunk_file_name(name, serial))
+        held = select_puts(self.connection, "WHERE puts.held AND instr(puts.chunks, ?) > 0", name)
+        # An instr may find the hash across two neighbours.
+        broken = [(row, put) for row, put in held if any(chunk.hash == name for chunk in put.manifest.chunks or ())]
+        for put_row, _ in broken:
+            self.unmark_held(put_row)
+        return [put for _, put in broken]
+
     def mark_held(self, put_row: int, chunks: Sequence[Chunk]) -> None:
-        """This disk has the content of a put: its chunks, whose rows are there, are needed once more."""
-        changed = self.connection.execute("UPDATE puts SET held = 1 WHERE id = ? AND NOT held", (put_row,)).rowcount
+        """This disk has the content of a put, all of it: its chunks, whose rows are there, are kept for it."""
+        self.connection.execute("UPDATE puts SET held = 1 WHERE id = ?", (put_row,))
+        changed = self.connection.execute("UPDATE puts SET kept = 1 WHERE id = ? AND NOT kept", (put_row,)).rowcount
         if changed:
             self.connection.executemany(
                 "UPDATE chunks SET refs = refs + 1 WHERE hash = ?", [(name,) for name in _distinct(chunks)]
             )
+
+    def unmark_held(self, put_row: int) -> None:
+        """This disk has not all of a put's content any more; what it has is kept until it is whole again."""
+        self.connection.execute("UPDATE puts SET held = 0 WHERE id = ?", (put_row,))
 
     def release(self, put_row: int, chunks: Sequence[Chunk]) -> None:
         """This disk need not keep the content of a put any more; chunks nothing else needs go.
 
         No reader or writer can be in the way: a file's name is never used again, and whoever has it open keeps it.
         """
-        changed = self.connection.execute("UPDATE puts SET held = 0 WHERE id = ? AND held", (put_row,)).rowcount
+        changed = self.connection.execute(
+            "UPDATE puts SET held = 0, kept = 0 WHERE id = ? AND kept", (put_row,)
+        ).rowcount
         if not changed:
             return
         for name in _distinct(chunks):
@@ -412,7 +468,7 @@ class SqliteStore:
                 self.unused_files.append(chunk_file_name(name, gone[0]))
 
     def is_held(self, put: Dot) -> bool:
-        """Whether this disk has the content of a put."""
+        """Whether this disk has the content of a put, all of it."""
         row = self.connection.execute("SELECT held FROM puts WHERE origin = ? AND seq = ?", self._key(put)).fetchone()
         return bool(row and row[0])
 
@@ -473,6 +529,14 @@ def version_vector_of(connection: sqlite3.Connection) -> VersionVector:
             " ORDER BY origins.id"
         )
     }
+
+
+def chunk_row(connection: sqlite3.Connection, name: bytes) -> ChunkRow | None:
+    """Where a chunk is, as a connection sees it; None when there is none, or one that was condemned."""
+    found = connection.execute(
+        "SELECT size, serial, content FROM chunks WHERE hash = ? AND NOT condemned", (name,)
+    ).fetchone()
+    return ChunkRow(*found) if found else None
 
 
 def chunk_file_name(name: bytes, serial: int) -> str:

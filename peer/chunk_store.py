@@ -4,12 +4,13 @@ Small chunks live in the database, larger ones are files. A chunk just written i
 nobody knows them yet. The transaction that declares a file held adopts its fresh chunks into the table `chunks`, and
 only rows of that table make a chunk exist; whatever else lies in the folders after a crash is removed at the next
 start. A file is named `<hash>.<serial>`, a name never used twice: so a collector, a reader and a writer of equal bytes
-cannot meet.
+cannot meet. Files are removed by the collector alone, and only while it is known what was committed.
 """
 
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,11 +19,10 @@ from typing import Any, NamedTuple
 import trio
 from blake3 import blake3
 
-from peer.catalog_store import SqliteStore, chunk_file_name
+from peer.catalog_store import ChunkRow, SqliteStore, chunk_file_name, chunk_row
 from peer.config import Config
 from peer.database import Database
 from peer.env import ChunkCorrupt, ChunkMissing, Disk, Env, FileIdentity, ReadableFile, StoreError, Work, WritableFile
-from protocol.ops import Chunk
 
 log = logging.getLogger("minidfs.chunks")
 
@@ -36,6 +36,10 @@ STAGED_FOR_S = 600.0
 
 READ_BYTES = 1024 * 1024
 
+PREFIXES_A_STEP = 16
+"""Of the 256 chunk folders, those that are looked through at a time."""
+
+_ABSENT = object()
 _INCOMING = "incoming"
 _CHUNKS = "chunks"
 
@@ -58,12 +62,13 @@ class _Staged(NamedTuple):
     times: int
 
 
-class ChunkRow(NamedTuple):
-    """Where a chunk is: in the database, or in the file of this serial."""
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What the start found of chunks whose files are not where their rows say."""
 
-    size: int
-    serial: int | None
-    content: bytes | None
+    vanished: list[tuple[bytes, ChunkRow]]
+    found_again: list[tuple[bytes, ChunkRow, int]]
+    """There is another file of the same hash, of this serial: which may be as good, and is verified when it is read."""
 
 
 class ChunkWriter:
@@ -75,6 +80,7 @@ class ChunkWriter:
         self._head = bytearray()
         self._file: WritableFile | None = None
         self._serial = 0
+        self._published: str | None = None
         self.size = 0
 
     @property
@@ -104,15 +110,22 @@ class ChunkWriter:
             return FreshChunk(name, self.size, None, bytes(self._head))
         self._file.sync()
         self._file.close()
-        self._store.publish(self._serial, name)
+        self._published = chunk_file_name(name, self._serial)
+        self._store.publish(f"{_INCOMING}/{self._serial}", self._published)
         return FreshChunk(name, self.size, self._serial, None)
 
     def abandon(self) -> None:
-        """Leave nothing behind of a chunk that was not finished."""
-        if self._file is not None:
-            self._file.close()
-            self._store.disk.remove(f"{_INCOMING}/{self._serial}")
-            self._file = None
+        """Leave nothing behind of a chunk that was not finished (what the disk keeps, the next start removes)."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            file.close()
+            for path in (f"{_INCOMING}/{self._serial}", self._published):
+                if path is not None:
+                    self._store.disk.remove(path)
+        except StoreError as error:
+            log.warning("a chunk that was not finished stays until the next start: %s", error)
 
 
 class SpooledFile:
@@ -134,7 +147,10 @@ class SpooledFile:
 
     def close(self) -> None:
         self._file.close()
-        self._disk.remove(self._path)
+        try:
+            self._disk.remove(self._path)
+        except StoreError as error:
+            log.warning("a file set aside stays until the next start: %s", error)
 
 
 class ChunkStore:
@@ -150,35 +166,46 @@ class ChunkStore:
         self._verified: OrderedDict[bytes, tuple[FileIdentity, float]] = OrderedDict()
         self._staged: dict[bytes, _Staged] = {}
         self._unused: list[str] = []
+        self._discarded: list[FreshChunk] = []
         self._has_unused = trio.Event()
         database.on_unused_files = self._note_unused
 
     # --- start ---
 
-    def open(self) -> list[tuple[bytes, int]]:
-        """Remove what a crash left behind; returns hash and serial of the chunks whose files have vanished."""
+    async def open(self) -> Stock:
+        """Remove what a crash left behind; returns what is not where it should be. Raises StoreError."""
+        await self._env.run_blocking(Work.DISK, self._make_folders)
+        stock = Stock([], [])
+        for first in range(0, 256, PREFIXES_A_STEP):
+            prefixes = [bytes([number]) for number in range(first, first + PREFIXES_A_STEP)]
+            rows = await self._database.read(lambda connection, prefixes=prefixes: _rows_of(connection, prefixes))  # type: ignore[misc]
+            await self._env.run_blocking(Work.DISK, self._take_stock, prefixes, rows, stock)
+        return stock
+
+    def _make_folders(self) -> None:
         for folder in (_INCOMING, _CHUNKS):
             self.disk.make_folder(folder)
+        # The folders in it may be names that a kill left unsynced.
+        self.disk.sync_folder(_CHUNKS)
         for name, _ in self.disk.list_files(_INCOMING):
             self.disk.remove(f"{_INCOMING}/{name}")
-        vanished: list[tuple[bytes, int]] = []
-        for prefix in range(256):
-            vanished += self._take_stock(bytes([prefix]))
-        return vanished
 
-    def _take_stock(self, prefix: bytes) -> list[tuple[bytes, int]]:
-        """Compare one folder with the rows it belongs to: nameless files go, fileless rows are reported."""
-        folder = f"{_CHUNKS}/{prefix.hex()}"
-        rows = self._database.reader.execute(
-            "SELECT hash, serial FROM chunks WHERE serial IS NOT NULL AND hash >= ? AND hash < ? ORDER BY hash",
-            (prefix, prefix + b"\xff" * 32),
-        ).fetchall()
-        expected = {chunk_file_name(name, serial): (name, serial) for name, serial in rows}
-        found = {f"{folder}/{name}": None for name, _ in self.disk.list_files(folder)}
+    def _take_stock(self, prefixes: list[bytes], rows: dict[bytes, ChunkRow], stock: Stock) -> None:
+        """Compare some folders with their rows: nameless files go, unless one is all there is of a chunk."""
+        folders = [f"{_CHUNKS}/{prefix.hex()}" for prefix in prefixes]
+        found = {f"{folder}/{name}": None for folder in folders for name, _ in self.disk.list_files(folder)}
+        for name, row in rows.items():
+            assert row.serial is not None, "rows of files were asked for"
+            if found.pop(chunk_file_name(name, row.serial), _ABSENT) is not _ABSENT:
+                continue
+            others = [path for path in found if path.startswith(chunk_file_name(name, 0)[:-1])]
+            if others:
+                found.pop(others[-1])
+                stock.found_again.append((name, row, int(others[-1].rpartition(".")[2])))
+            else:
+                stock.vanished.append((name, row))
         for path in found:
-            if path not in expected:
-                self.disk.remove(path)
-        return [chunk for path, chunk in expected.items() if path not in found]
+            self.disk.remove(path)
 
     # --- writing ---
 
@@ -186,22 +213,23 @@ class ChunkStore:
         """A number no chunk file has had (never blocks)."""
         return self._serials.getrandbits(53)
 
-    def publish(self, serial: int, name: bytes) -> None:
-        """Give a synced incoming file its final name, durably."""
-        path = chunk_file_name(name, serial)
+    def publish(self, incoming: str, path: str) -> None:
+        """Give a synced incoming file its final name, durably. Raises StoreError."""
         folder = path.rpartition("/")[0]
         if folder not in self._folders:
             self.disk.make_folder(folder)
             self._folders.add(folder)
-        self.disk.rename(f"{_INCOMING}/{serial}", path)
+        self.disk.rename(incoming, path)
         self.disk.sync_folder(folder)
 
     def discard(self, fresh: Iterable[FreshChunk]) -> None:
-        """Remove fresh chunks that will not be adopted; one that was, by a commit thought to have failed, stays."""
-        for chunk in fresh:
-            row = self.row(chunk.hash)
-            if chunk.serial is not None and (row is None or row.serial != chunk.serial):
-                self.disk.remove(chunk_file_name(chunk.hash, chunk.serial))
+        """Have the collector remove fresh chunks that were not adopted (never blocks, never fails).
+
+        A commit thought to have failed may have adopted them all the same: the collector waits until that is known.
+        """
+        self._discarded += [chunk for chunk in fresh if chunk.serial is not None]
+        if self._discarded:
+            self._has_unused.set()
 
     def spool(self, content: bytes) -> SpooledFile:
         """Bytes set aside on the disk to be read once; they need not survive anything. Raises NoSpace, StoreError."""
@@ -216,17 +244,17 @@ class ChunkStore:
             self.disk.remove(path)
             raise
 
-    def open_fresh(self, chunk: FreshChunk) -> ReadableFile:
-        """The file of a chunk this process wrote and hashed, or of the equal one that was kept. Raises ChunkMissing."""
+    async def open_fresh(self, chunk: FreshChunk) -> ReadableFile:
+        """The file of a chunk that was written here a moment ago. Raises ChunkMissing, StoreError."""
         assert chunk.serial is not None, "chunks in the database have no file"
         try:
-            return self.disk.open(chunk_file_name(chunk.hash, chunk.serial))
+            return await self._env.run_blocking(Work.DISK, self.disk.open, chunk_file_name(chunk.hash, chunk.serial))
         except ChunkMissing:
             # Of equal chunks, in one file or in an upload sent again, one is adopted and the others are discarded.
             row = self.row(chunk.hash)
             if row is None or row.serial is None:
                 raise
-            return self.disk.open(chunk_file_name(chunk.hash, row.serial))
+            return await self._env.run_blocking(Work.DISK, self.disk.open, chunk_file_name(chunk.hash, row.serial))
 
     async def write_whole(self, content: bytes) -> FreshChunk:
         """A fresh chunk of these bytes. Raises NoSpace, StoreError."""
@@ -282,11 +310,8 @@ class ChunkStore:
     # --- reading ---
 
     def row(self, name: bytes) -> ChunkRow | None:
-        """Where a chunk is (one look-up by key); None when this peer has none."""
-        found = self._database.reader.execute(
-            "SELECT size, serial, content FROM chunks WHERE hash = ?", (name,)
-        ).fetchone()
-        return ChunkRow(*found) if found else None
+        """Where a chunk is (one look-up by key); None when this peer has none. Raises StoreError."""
+        return self._database.look_up(lambda connection: chunk_row(connection, name))
 
     def read_inline(self, name: bytes, row: ChunkRow) -> bytes:
         """The content of a chunk in the database, verified (never blocks). Raises ChunkCorrupt."""
@@ -295,9 +320,13 @@ class ChunkStore:
             raise ChunkCorrupt(f"chunk {name.hex()} in the database no longer gives its hash")
         return content
 
-    async def open_verified(self, name: bytes, row: ChunkRow) -> ReadableFile:
-        """The open file of a chunk, whose bytes give its hash. Raises ChunkMissing, ChunkCorrupt."""
-        assert row.serial is not None, "chunks in the database have no file"
+    async def open_verified(self, name: bytes, row: ChunkRow) -> bytes | ReadableFile:
+        """A chunk's bytes, or the open file that has them; they give its hash.
+
+        Raises ChunkMissing, ChunkCorrupt, StoreError.
+        """
+        if row.serial is None:
+            return self.read_inline(name, row)
         return await self._env.run_blocking(Work.DISK, self._open_verified, name, row)
 
     def _open_verified(self, name: bytes, row: ChunkRow) -> ReadableFile:
@@ -344,22 +373,11 @@ class ChunkStore:
         finally:
             file.close()
 
-    async def verify_row(self, name: bytes) -> ChunkRow | None:
-        """The row of a chunk this peer has, read and verified now, or None: an old chunk counts for a new file only so.
-
-        Raises StoreError when the disk fails; a corrupt or missing file counts as None.
-        """
-        row = self.row(name)
-        if row is None:
-            return None
-        try:
-            if row.serial is None:
-                self.read_inline(name, row)
-            else:
-                (await self.open_verified(name, row)).close()
-        except (ChunkMissing, ChunkCorrupt) as error:
-            log.warning("an old chunk does not count for a new file: %s", error)
-            return None
+    async def verify(self, name: bytes, row: ChunkRow) -> ChunkRow:
+        """Read a chunk; gives its row back. Raises ChunkMissing, ChunkCorrupt, StoreError."""
+        content = await self.open_verified(name, row)
+        if not isinstance(content, bytes):
+            content.close()
         return row
 
     # --- after a commit ---
@@ -371,12 +389,27 @@ class ChunkStore:
         self._has_unused.set()
 
     async def run_collector(self) -> None:
-        """Remove files whose rows were removed, until cancelled; the start removes what a crash leaves of them."""
+        """Remove files whose rows were removed, or never came, until cancelled; the next start removes what stays."""
         while True:
             await self._has_unused.wait()
+            await self._database.wait_settled()
             self._has_unused = trio.Event()
             names, self._unused = self._unused, []
+            try:
+                names += self._take_unadopted()
+            except StoreError as error:
+                log.warning("discarded chunk files stay until the next start: %s", error)
             await self._env.run_blocking(Work.DISK, self._remove_files, names)
+
+    def _take_unadopted(self) -> list[str]:
+        """The files of discarded chunks which no commit adopted."""
+        discarded, self._discarded = self._discarded, []
+        rows = {chunk.hash: self.row(chunk.hash) for chunk in discarded}
+        return [
+            chunk_file_name(chunk.hash, chunk.serial)
+            for chunk in discarded
+            if chunk.serial is not None and ((row := rows[chunk.hash]) is None or row.serial != chunk.serial)
+        ]
 
     def _remove_files(self, names: list[str]) -> None:
         for path in names:
@@ -386,25 +419,16 @@ class ChunkStore:
                 log.warning("an unused chunk file stays until the next start: %s", error)
 
 
+def _rows_of(connection: sqlite3.Connection, prefixes: list[bytes]) -> dict[bytes, ChunkRow]:
+    """The rows, by hash, of the chunks whose files lie in the folders of these prefixes."""
+    rows = connection.execute(
+        "SELECT hash, size, serial FROM chunks WHERE serial IS NOT NULL AND hash >= ? AND hash <= ? ORDER BY hash",
+        (prefixes[0], prefixes[-1] + b"\xff" * 31),
+    )
+    return {name: ChunkRow(size, serial, None) for name, size, serial in rows}
+
+
 def adopt(store: SqliteStore, chunks: Iterable[FreshChunk]) -> None:
     """Make fresh chunks exist, in the caller's transaction; one of equal bytes that was there before is replaced."""
     for chunk in chunks:
-        old = store.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (chunk.hash,)).fetchone()
-        if old is None:
-            store.connection.execute(
-                "INSERT INTO chunks (hash, size, serial, refs, content) VALUES (?, ?, ?, 0, ?)",
-                (chunk.hash, chunk.size, chunk.serial, chunk.content),
-            )
-            continue
-        store.connection.execute(
-            "UPDATE chunks SET serial = ?, content = ? WHERE hash = ?", (chunk.serial, chunk.content, chunk.hash)
-        )
-        if old[0] is not None and old[0] != chunk.serial:
-            store.unused_files.append(chunk_file_name(chunk.hash, old[0]))
-
-
-def all_exist(store: SqliteStore, chunks: Iterable[Chunk]) -> bool:
-    """Whether every chunk of a file has its row, as this transaction sees it."""
-    return all(
-        store.connection.execute("SELECT 1 FROM chunks WHERE hash = ?", (chunk.hash,)).fetchone() for chunk in chunks
-    )
+        store.set_chunk(chunk.hash, ChunkRow(chunk.size, chunk.serial, chunk.content))

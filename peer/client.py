@@ -15,8 +15,9 @@ import trio
 from peer.env import Env
 from protocol import codec, messages
 from protocol.errors import MalformedMessage, ProtocolError
-from protocol.identity import NodeId
+from protocol.identity import Dot, NodeId
 from protocol.messages import ExchangeReply, ExchangeRequest, Member
+from protocol.ops import Chunk
 
 REQUESTS_PER_PEER_MAX = 32
 CONNECT_TIMEOUT_S = 2.0
@@ -64,16 +65,20 @@ class PeerClient:
             contents = codec.read_list(codec.unpack(raw))
             return [None if content is None else codec.read_bytes(content) for content in contents]
 
-    async def fetch_chunk(self, peer: Member, name: bytes, size: int) -> bytes:
-        """The bytes of one chunk, as the peer sent them: the caller verifies them. Raises PeerUnreachable."""
+    async def fetch_chunk(self, peer: Member, chunk: Chunk, put: Dot) -> bytes:
+        """The bytes of one chunk, as the peer sent them: the caller verifies them. Raises PeerUnreachable.
+
+        `put` says for which file: a peer that declared it held and lacks the chunk then takes that back.
+        """
         content = bytearray()
-        async with self._stream(peer, "GET", f"/peer/chunks/{name.hex()}") as response:
+        path = f"/peer/chunks/{chunk.hash.hex()}?put={codec.pack(codec.dot_fields(put)).hex()}"
+        async with self._stream(peer, "GET", path) as response:
             async for piece in response.aiter_raw():
                 content += piece
-                if len(content) > size:
+                if len(content) > chunk.size:
                     break
-        if len(content) != size:
-            raise PeerUnreachable(f"{peer.node_id} sent {len(content)} bytes of a chunk of {size}")
+        if len(content) != chunk.size:
+            raise PeerUnreachable(f"{peer.node_id} sent {len(content)} bytes of a chunk of {chunk.size}")
         return bytes(content)
 
     async def push_chunk(self, peer: Member, name: bytes, size: int, content: AsyncIterable[bytes]) -> None:

@@ -9,6 +9,7 @@ database (SQLite before 3.51.3, "WAL-reset").
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import sqlite_utils
 import trio
 
 from peer.catalog_store import SqliteStore, Targets
-from peer.env import Env, NoSpace, StoreError, Work
+from peer.env import DatabaseFile, Env, NoSpace, StoreError, Work
 from peer.schema import migrate
 from protocol.identity import VersionVector
 
@@ -29,6 +30,9 @@ log = logging.getLogger("minidfs.database")
 
 STEPS_WAITING_MAX = 1024
 """Steps that may wait for the writer; whoever comes later waits to be let in."""
+
+SETTLE_EVERY_S = 1.0
+"""Between attempts to settle what became of a failed commit."""
 
 _STOPPED = "this peer is stopping; nothing more is written"
 
@@ -51,20 +55,19 @@ class Committed:
 
 
 class Database:
-    """See the module. `on_uncertain` is called when it is unknown whether a commit reached the disk."""
+    """See the module; `open` it before anything else. `on_uncertain` is called when a commit's outcome is unknown.
+
+    Each of its three connections belongs to one thread: the writer's, the one for longer reading, and the event loop's.
+    """
+
+    store: SqliteStore
+    committed: Committed
 
     def __init__(self, env: Env, path: str, targets: Targets) -> None:
         self._env = env
-        self._file = env.disk.database(path)
-        with translated_errors():
-            writer = self._file.connect_writer()
-            migrate(sqlite_utils.Database(writer))
-            self.store = SqliteStore(writer, targets)
-            self._reader = self._file.connect_reader()
-            self._scanner = self._file.connect_reader()
-        self._writer = writer
+        self._path = path
+        self._targets = targets
         self._send, self._receive = trio.open_memory_channel[_Step[Any]](STEPS_WAITING_MAX)
-        self._scan_turn = trio.Lock()
         self.on_uncertain: Callable[[], None] = lambda: None
         self.remember: Callable[[], Callable[[], None]] = lambda: lambda: None
         """Called as a transaction begins; what it returns is called if it is rolled back, to undo in memory too."""
@@ -72,9 +75,45 @@ class Database:
         self._unused_files: list[str] = []
         self._is_clean = True
         """False after a roll-back that failed too: it is tried again before anything else is written."""
-        self._publish()
+        self._is_in_doubt = False
+        """True after a commit of which nobody knows whether it is on the disk, until another one is."""
+        self._settled = trio.Event()
+        self._settled.set()
+        self._writer: sqlite3.Connection | None = None
+        self._scanner: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
         self.commits = 0
         self.steps = 0
+
+    # --- opening and closing ---
+
+    async def open(self) -> None:
+        """Open the database, made or brought up to date if need be. Raises StartError, StoreError."""
+        file = await self._env.run_blocking(Work.DISK, self._env.disk.database, self._path)
+        await self._env.run_blocking(Work.DATABASE_WRITE, self._open_writer, file)
+        await self._env.run_blocking(Work.DATABASE_READ, self._open_scanner, file)
+        with translated_errors():
+            # What blocks, making the file and recovering it, was done by the writer.
+            self._reader = file.connect_reader()
+        self._file = file
+
+    def _open_writer(self, file: DatabaseFile) -> None:
+        with translated_errors():
+            self._writer = file.connect_writer()
+            migrate(sqlite_utils.Database(self._writer))
+            self.store = SqliteStore(self._writer, self._targets)
+        self._publish()
+
+    def _open_scanner(self, file: DatabaseFile) -> None:
+        with translated_errors():
+            self._scanner = file.connect_reader()
+
+    async def close(self) -> None:
+        """Close all connections, the writer last, which leaves one tidy file."""
+        if self._reader is not None:
+            self._reader.close()
+        await self._env.run_blocking(Work.DATABASE_READ, _close, self._scanner)
+        await self._env.run_blocking(Work.DATABASE_WRITE, _close, self._writer)
 
     # --- writing ---
 
@@ -84,7 +123,7 @@ class Database:
         `step` runs on the writer's thread, may run again after a roll-back, and must change nothing but the store (and
         memory the store or the rules keep). Once handed in it cannot be cancelled: the caller may own what the step
         adopts, and must hear what became of it. Raises NoSpace or StoreError when nothing of it was written, or when
-        that is unknown; and what `step` raises, after rolling it back.
+        that is unknown: see `wait_settled`; and what `step` raises, after rolling it back.
         """
         waiting = _Step(step)
         try:
@@ -93,9 +132,15 @@ class Database:
             raise StoreError(_STOPPED) from None
         with trio.CancelScope(shield=True):
             await waiting.done.wait()
-        if waiting.error is not None:
-            raise waiting.error
-        return waiting.result  # type: ignore[return-value]
+        return _result_of(waiting)
+
+    async def wait_settled(self) -> None:
+        """Return when no commit's outcome is unknown: what a failed one was to adopt may be removed only then.
+
+        A commit that failed may have reached the disk all the same, and then comes back at the next start. The next
+        one that succeeds is written over it, and so settles that it never was.
+        """
+        await self._settled.wait()
 
     async def run(self) -> None:
         """The writer: commits whatever waits, until cancelled."""
@@ -119,25 +164,31 @@ class Database:
                 return waiting
 
     async def _commit_batches(self, batch: list[_Step[Any]]) -> None:
-        async for first in self._receive:
-            batch[:] = [first, *self._take_waiting()]
+        while True:
+            batch.clear()
+            with trio.move_on_after(SETTLE_EVERY_S if self._is_in_doubt else math.inf):
+                batch.append(await self._receive.receive())
+            batch += self._take_waiting()
             with trio.CancelScope(shield=True):
                 await self._env.run_blocking(Work.DATABASE_WRITE, self._commit, batch)
-            self._publish()
+            self._tell_doubt()
             unused, self._unused_files = self._unused_files, []
             for step in batch:
                 step.done.set()
             if unused:
                 self.on_unused_files(unused)
 
-    def write_now(self, step: Callable[[], T]) -> T:
-        """Run one step at once, while no writer runs yet (at start)."""
+    def _tell_doubt(self) -> None:
+        if not self._is_in_doubt:
+            self._settled.set()
+        elif self._settled.is_set():
+            self._settled = trio.Event()
+
+    async def write_alone(self, step: Callable[[], T]) -> T:
+        """Run one step in a transaction while no writer runs yet (at start). Raises what `write` raises."""
         only = _Step(step)
-        self._commit([only])
-        self._publish()
-        if only.error is not None:
-            raise only.error
-        return only.result  # type: ignore[return-value]
+        await self._env.run_blocking(Work.DATABASE_WRITE, self._commit, [only])
+        return _result_of(only)
 
     def _publish(self) -> None:
         self.committed = Committed(self.store.version_vector(), self.store.floors(), self.store.state_sum())
@@ -150,10 +201,11 @@ class Database:
             if len(batch) > 1:
                 for step in batch:
                     self._commit([step])
-            else:
+            elif batch:
                 batch[0].error = error
 
     def _transact(self, batch: list[_Step[Any]]) -> None:
+        assert self._writer is not None, "the database is open"
         committing = False
         forget = self.remember()
         try:
@@ -161,25 +213,37 @@ class Database:
                 if not self._is_clean:
                     self._roll_back()
                 self._writer.execute("BEGIN IMMEDIATE")
+                if self._is_in_doubt:
+                    # A commit that changes nothing is not written, and would settle nothing.
+                    set_meta_value(self._writer, "settled", (meta_value(self._writer, "settled") or 0) + 1)
                 for step in batch:
                     step.result = step.run()
                 self.store.flush()
                 committing = True
                 self._writer.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             forget()
-            if committing:
-                log.exception("a commit failed and may or may not be on the disk; writing on under a new epoch")
-                self.on_uncertain()
+            # Of a full disk it is known: the frame that would have made it a commit was not written.
+            if committing and not isinstance(error, NoSpace):
+                self._doubt(error)
             with translated_errors():
                 self._roll_back()
             raise
+        self._publish()
+        self._is_in_doubt = False
         self._unused_files += self.store.unused_files
         self.store.unused_files.clear()
         self.commits += 1
         self.steps += len(batch)
 
+    def _doubt(self, error: BaseException) -> None:
+        if not self._is_in_doubt:
+            log.error("a commit failed and may or may not be on the disk; writing on under a new epoch: %s", error)
+        self._is_in_doubt = True
+        self.on_uncertain()
+
     def _roll_back(self) -> None:
+        assert self._writer is not None, "the database is open"
         self._is_clean = False
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
@@ -188,36 +252,56 @@ class Database:
 
     # --- reading ---
 
-    @property
-    def reader(self) -> sqlite3.Connection:
-        """For look-ups by key on the event loop: microseconds each, so cheaper than handing them to a thread."""
-        return self._reader
+    def look_up(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a reading query by key, on the event loop: microseconds, so cheaper than handing it to a thread.
+
+        It sees what was last committed. Raises StoreError.
+        """
+        assert self._reader is not None, "the database is open"
+        with translated_errors():
+            return query(self._reader)
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a longer reading query on a thread; it sees one moment when it opens a transaction."""
-        async with self._scan_turn:
-            return await self._env.run_blocking(Work.DATABASE_READ, self._read, query)
+        """Run a longer reading query on a thread; it sees one moment when it opens a transaction. Raises StoreError."""
+        return await self._env.run_blocking(Work.DATABASE_READ, self._read, query)
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._scanner is not None, "the database is open"
         with translated_errors():
             return query(self._scanner)
 
-    def pin(self) -> sqlite3.Connection:
-        """A connection that sees this moment until it is closed; may block."""
+    async def pin(self) -> sqlite3.Connection:
+        """A connection that sees this moment until it is closed; for `Work.DATABASE_READ`. Raises StoreError."""
+        return await self._env.run_blocking(Work.DATABASE_READ, self._pin)
+
+    def _pin(self) -> sqlite3.Connection:
         with translated_errors():
             return self._file.pin()
 
-    def close(self) -> None:
-        """Close all connections, the writer last, which leaves one tidy file."""
-        for connection in (self._reader, self._scanner, self._writer):
-            connection.close()
+    async def unpin(self, pinned: sqlite3.Connection) -> None:
+        """Close a connection that `pin` gave."""
+        with trio.CancelScope(shield=True):
+            await self._env.run_blocking(Work.DATABASE_READ, _close, pinned)
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        connection.close()
+
+
+def _result_of(step: _Step[T]) -> T:
+    if step.error is not None:
+        raise step.error
+    return step.result  # type: ignore[return-value]
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """SQLite's errors as ours."""
+    """SQLite's errors as ours; those of a caller who uses it wrongly stay what they are."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.OperationalError as error:
         kind = NoSpace if error.sqlite_errorcode == sqlite3.SQLITE_FULL else StoreError
         raise kind(f"the database failed: {error}") from error

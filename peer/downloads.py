@@ -15,7 +15,7 @@ import trio
 from blake3 import blake3
 
 from peer.client import PeerUnreachable
-from peer.env import ChunkCorrupt, ChunkMissing, ReadableFile, StoreError, Work
+from peer.env import ChunkCorrupt, ReadableFile, StoreError, Work
 from peer.state import PeerState
 from protocol.identity import NodeId
 from protocol.membership import Status
@@ -81,7 +81,7 @@ class Downloads:
         Raises ContentUnavailable when nobody reachable has a chunk; before the first piece, when it is the first one.
         """
         for part in _parts(put, first, count):
-            local = await self._local(part)
+            local = await self._local(put, part)
             if isinstance(local, bytes):
                 yield local
             elif local is not None:
@@ -114,47 +114,48 @@ class Downloads:
         finally:
             self._remote_chunks.release_on_behalf_of(reader)
 
-    async def _local(self, part: _Part) -> Piece | None:
+    async def _local(self, put: Put, part: _Part) -> Piece | None:
         """A part from this disk; None when the chunk is not here, or no longer good, which is then seen to."""
-        chunks = self._state.chunks
-        row = chunks.row(part.chunk.hash)
-        if row is None:
-            return None
+        state = self._state
         try:
-            if row.serial is None:
-                return chunks.read_inline(part.chunk.hash, row)[part.first : part.first + part.count]
-            file = await chunks.open_verified(part.chunk.hash, row)
-            return FileSpan(file, part.first, part.count)
-        except (ChunkMissing, ChunkCorrupt) as error:
-            log.error("%s; reading it from another peer", error)
-            await self._state.lose_chunk(part.chunk.hash, row.serial)
+            content = await state.read_chunk(part.chunk.hash, state.chunks.open_verified)
+            if content is None:
+                await state.doubt_hold(put.dot)
         except StoreError as error:
             log.error("%s; reading the chunk from another peer", error)
-        return None
+            return None
+        if isinstance(content, bytes):
+            return content[part.first : part.first + part.count]
+        return None if content is None else FileSpan(content, part.first, part.count)
 
     async def fetch(self, put: Put, chunk: Chunk) -> bytes:
-        """A chunk from the first holder that sends it whole and right. Raises ContentUnavailable."""
+        """A chunk from the first peer that sends it whole and right. Raises ContentUnavailable."""
         failures: list[str] = []
         for node_id in self._candidates(put):
             peer = self._state.membership.member(node_id)
             if peer is None:
                 continue
             try:
-                content = await self._state.client.fetch_chunk(peer, chunk.hash, chunk.size)
+                content = await self._state.client.fetch_chunk(peer, chunk, put.dot)
                 await self.verify(chunk, content)
             except (PeerUnreachable, ChunkCorrupt) as error:
                 failures.append(str(error))
             else:
                 return content
-        asked = "; ".join(failures) if failures else "no peer that holds it is known to be up"
+        asked = "; ".join(failures) if failures else "no other peer is known to be up"
         raise ContentUnavailable(f"{put.manifest.file_key} cannot be read now: {asked}")
 
     def _candidates(self, put: Put) -> list[NodeId]:
-        """The reachable holders, quickest first; then those believed down, for beliefs are old."""
+        """The reachable holders, quickest first; then those believed down, for beliefs are old; then everybody else.
+
+        Who holds a file no longer, because one chunk of it went bad, still has the others.
+        """
         membership = self._state.membership
         holders = [node_id for node_id in self._state.holders(put.dot) if node_id != self._state.me]
-        reachable = [node_id for node_id in membership.reachable() if node_id in holders]
-        return reachable + [node_id for node_id in holders if membership.status(node_id) is Status.DOWN]
+        reachable = membership.reachable()
+        first = [node_id for node_id in reachable if node_id in holders]
+        down = [node_id for node_id in holders if membership.status(node_id) is Status.DOWN]
+        return first + down + [node_id for node_id in reachable if node_id not in holders]
 
     async def verify(self, chunk: Chunk, content: bytes) -> None:
         """Raises ChunkCorrupt unless the bytes are the chunk's."""

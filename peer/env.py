@@ -44,7 +44,11 @@ class StartError(Exception):
 
 
 class Work(Enum):
-    """Kinds of blocking calls; each has its own few threads, so that a slow disk never holds up hashing."""
+    """Kinds of blocking calls; each has its own few threads, so that a slow disk never holds up hashing.
+
+    The two kinds for databases have one thread each, always the same: a connection belongs to the thread that opened
+    it, which SQLite's binding checks at every call.
+    """
 
     HASH = auto()
     DISK = auto()
@@ -101,7 +105,10 @@ class WritableFile(Protocol):
 
 
 class DatabaseFile(Protocol):
-    """One SQLite database, which its connections find in WAL mode."""
+    """One SQLite database, which its connections find in WAL mode.
+
+    A connection is used and closed on the thread that opened it, and raises sqlite3.ProgrammingError on any other.
+    """
 
     def connect_writer(self) -> sqlite3.Connection:
         """The one connection that writes and checkpoints; a commit returns when it would survive a power loss."""

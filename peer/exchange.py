@@ -14,8 +14,8 @@ from functools import partial
 import trio
 from blake3 import blake3
 
-from peer.catalog_store import raw_log_after
-from peer.chunk_store import ChunkRow, FreshChunk
+from peer.catalog_store import ChunkRow, raw_log_after
+from peer.chunk_store import FreshChunk
 from peer.client import PeerUnreachable
 from peer.env import StoreError, Work
 from peer.state import PeerState
@@ -125,11 +125,13 @@ class Exchanger:
         claimed = [staged for chunk in wanted if (staged := state.chunks.claim(chunk.hash)) is not None]
         fresh = {chunk.hash: chunk for chunk in claimed} | inline
         adopted: list[FreshChunk] = []
+        # Looked at here and not in the step, which runs on another thread.
+        members = state.membership.members()
         try:
-            answered = await state.database.write(lambda: self._answer(request, ops, fresh, rows))
+            answered = await state.database.write(lambda: self._answer(request, ops, fresh, rows, members))
             adopted = answered.adopted
         finally:
-            await self._stage_again(claimed, adopted)
+            self._stage_again(claimed, adopted)
         if answered.applied or answered.adopted:
             state.news.ring()
         self.link(request.sender.node_id).known_vv = request.vv
@@ -161,15 +163,12 @@ class Exchanger:
         chunks = (chunk for dot in request.hold for chunk in self._chunks_of(sent.get(dot) or self._known_put(dot)))
         return list(dict.fromkeys(chunks))
 
-    async def _stage_again(self, claimed: Sequence[FreshChunk], adopted: Sequence[FreshChunk]) -> None:
-        """What was claimed and not adopted may still be of use, unless this peer has the chunk by now."""
+    def _stage_again(self, claimed: Sequence[FreshChunk], adopted: Sequence[FreshChunk]) -> None:
+        """What was claimed and not adopted may still be of use, to a put that comes later or to one sent again."""
         kept = {id(chunk) for chunk in adopted}
         chunks = self._state.chunks
         left = [chunk for chunk in claimed if id(chunk) not in kept]
-        replaced = [chunk if chunks.row(chunk.hash) else chunks.stage(chunk) for chunk in left]
-        unwanted = [chunk for chunk in replaced if chunk is not None]
-        if unwanted:
-            await self._state.env.run_blocking(Work.DISK, chunks.discard, unwanted)
+        chunks.discard([replaced for chunk in left if (replaced := chunks.stage(chunk)) is not None])
 
     def _known_put(self, dot: Dot) -> Put | None:
         found = self._state.put_row(dot)
@@ -185,6 +184,7 @@ class Exchanger:
         ops: Sequence[Op],
         fresh: dict[bytes, FreshChunk],
         rows: dict[bytes, ChunkRow],
+        members: tuple[Member, ...],
     ) -> _Answered:
         """The transaction of an answer; its suffix brings the new holds along."""
         state = self._state
@@ -193,7 +193,7 @@ class Exchanger:
         suffix = state.replica.suffix(request.vv, OPS_BYTES_MAX)
         store = state.database.store
         reply = ExchangeReply(
-            members=state.membership.members(),
+            members=members,
             vv=store.version_vector(),
             state_sum=store.state_sum(),
             ops=suffix.ops if suffix else (),
@@ -310,7 +310,10 @@ class Link:
             return Suffix((), more=False)
         if not covers_all(self.known_vv, floors):
             return None
-        return cut_suffix(raw_log_after(self._state.database.reader, self.known_vv), OPS_BYTES_MAX)
+        known = self.known_vv
+        return self._state.database.look_up(
+            lambda connection: cut_suffix(raw_log_after(connection, known), OPS_BYTES_MAX)
+        )
 
     def _contents(self, hold: list[Dot]) -> tuple[list[Dot], list[bytes]]:
         """The first of these files, and the contents of their small chunks, as many as fit a message."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -13,7 +14,7 @@ from peer.client import PeerClient, PeerUnreachable, join
 from peer.config import Address, Config
 from peer.database import Database, meta_value, set_meta_value
 from peer.downloads import Downloads
-from peer.env import Datagrams, Env, HttpServer, Listener, StartError, StoreError, Work
+from peer.env import Datagrams, Env, HttpServer, Listener, StartError, StoreError
 from peer.exchange import Exchanger
 from peer.files import Files
 from peer.gossip import Gossip
@@ -71,37 +72,37 @@ class Node:
         """
         with self.env.disk.lock():
             placement = Placement()
-            database = await self.env.run_blocking(Work.DISK, self._open_database, placement)
+            database = Database(self.env, DATABASE, placement.targets)
             try:
+                await database.open()
+                await self._look_over(database, placement)
                 await self._run(database, placement, task_status)
             finally:
                 with trio.CancelScope(shield=True):
-                    await self.env.run_blocking(Work.DISK, database.close)
+                    await database.close()
 
     # --- opening ---
 
-    def _open_database(self, placement: Placement) -> Database:
-        database = Database(self.env, DATABASE, placement.targets)
-        owner = meta_value(database.reader, "node_id")
+    async def _look_over(self, database: Database, placement: Placement) -> None:
+        """Make sure that the database is ours and sound, and take from it what placement was last."""
+        owner = database.look_up(lambda connection: meta_value(connection, "node_id"))
         if owner not in (None, self.config.node_id):
             raise StartError(f"the data folder belongs to {owner}; start that peer, or use another folder")
-        placement.queued = load_ranks(database.reader)
-        database.write_now(lambda: set_meta_value(database.store.connection, "node_id", self.config.node_id))
-        self._check_sum(database)
-        return database
+        placement.queued = await database.read(load_ranks)
+        await database.write_alone(partial(self._take_possession, database))
 
-    @staticmethod
-    def _check_sum(database: Database) -> None:
-        """Damaged rows show as a sum that is not theirs; what others have comes back by the next exchange."""
+    def _take_possession(self, database: Database) -> None:
+        """A step: the database is ours. Damaged rows show as a sum that is not theirs; others have what was lost."""
         store = database.store
+        set_meta_value(store.connection, "node_id", self.config.node_id)
         actual = catalog.sum_of_rows(store)
         if actual != store.state_sum():
             log.error("the catalog's rows do not give its sum: damaged rows; other peers' copies of them are kept")
-            database.write_now(lambda: store.set_state_sum(actual))
+            store.set_state_sum(actual)
 
     def _cluster_id(self, database: Database) -> str | None:
         """The cluster this peer belongs to, founds, or is told to belong to; None when others have to say."""
-        known: str | None = meta_value(database.reader, "cluster_id")
+        known: str | None = database.look_up(lambda connection: meta_value(connection, "cluster_id"))
         wanted = self.config.cluster_id
         if known is not None and wanted not in (None, known):
             raise StartError(f"the data folder belongs to cluster {known}, not {wanted}; use another folder")
@@ -208,9 +209,12 @@ class Node:
         return me, members
 
     async def _take_stock(self, state: PeerState) -> None:
-        vanished = await self.env.run_blocking(Work.DISK, state.chunks.open)
-        for name, serial in vanished:
-            await state.lose_chunk(name, serial)
+        stock = await state.chunks.open()
+        for name, row, serial in stock.found_again:
+            await state.database.write(partial(state.database.store.set_chunk, name, row._replace(serial=serial)))
+            await state.read_chunk(name, state.chunks.verify)
+        for name, row in stock.vanished:
+            await state.lose_chunk(name, row)
 
     def _wire(self, state: PeerState, datagrams: Datagrams) -> Services:
         gossip = Gossip(state, datagrams, lambda: self._on_members(state), self._on_met)

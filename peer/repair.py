@@ -16,11 +16,11 @@ from types import MappingProxyType
 
 import trio
 
-from peer.catalog_store import select_puts
-from peer.chunk_store import ChunkRow, FreshChunk
+from peer.catalog_store import ChunkRow, select_puts
+from peer.chunk_store import FreshChunk
 from peer.client import PeerUnreachable
 from peer.downloads import ContentUnavailable, Downloads
-from peer.env import ChunkCorrupt, StoreError, Work
+from peer.env import ChunkCorrupt, StoreError
 from peer.state import PeerState
 from protocol.identity import Dot, NodeId
 from protocol.ops import Chunk, Put
@@ -122,20 +122,25 @@ class Repair:
         while True:
             await self._state.news.wait_ring()
             await trio.sleep(SETTLE_S)
-            if self._lacks_something():
-                self.kick()
+            try:
+                if self._lacks_something():
+                    self.kick()
+            except StoreError as error:
+                log.error("cannot look for missing copies: %s", error)
 
     def _lacks_something(self) -> bool:
         query = (
             "SELECT EXISTS (SELECT 1 FROM queue JOIN nodes ON nodes.id = queue.target"
             " WHERE nodes.node_id = ? AND queue.status = 'PENDING')"
         )
-        return bool(self._state.database.reader.execute(query, (self._state.me,)).fetchone()[0])
+        me = self._state.me
+        return self._state.database.look_up(lambda connection: bool(connection.execute(query, (me,)).fetchone()[0]))
 
     async def heal(self, *, all_of_it: bool = False) -> Recovery:
         """Fetch what this peer lacks; with `all_of_it` also what failed a short while ago. Raises StoreError."""
         async with self._turn:
-            lacking = await self._state.database.read(self._deficits)
+            live = (self._state.me, *self._state.membership.reachable())
+            lacking = await self._state.database.read(lambda connection: self._deficits(connection, live))
             self._forget_attempts(lacking)
             due = [put for put in lacking if all_of_it or self._is_due(put.dot)]
             before = {put.dot for put in due}
@@ -145,9 +150,8 @@ class Repair:
             failed = sum(1 for dot in self.attempts if dot in before)
             return Recovery(total=len(due), success=len(due) - failed, failed=failed)
 
-    def _deficits(self, connection: sqlite3.Connection) -> list[Put]:
+    def _deficits(self, connection: sqlite3.Connection, live: Sequence[NodeId]) -> list[Put]:
         """What this peer lacks, the files with the fewest copies on live peers first."""
-        live = [self._state.me, *self._state.membership.reachable()]
         condition = (
             "JOIN queue ON queue.put = puts.id JOIN nodes target ON target.id = queue.target"
             " WHERE target.node_id = ? AND queue.status = 'PENDING' ORDER BY"
@@ -240,7 +244,7 @@ class Repair:
                     fresh[chunk.hash] = await self._fetch_chunk(put, chunk)
             await self._declare([put], fresh, self._downloads.source_of(put), rows)
         except (Unfetchable, StoreError) as error:
-            await self._discard([old for chunk in fresh.values() if (old := self._state.chunks.stage(chunk))])
+            self._state.chunks.discard([old for chunk in fresh.values() if (old := self._state.chunks.stage(chunk))])
             self._fail(put.dot, str(error))
 
     async def _fetch_chunk(self, put: Put, chunk: Chunk) -> FreshChunk:
@@ -271,7 +275,7 @@ class Repair:
 
         adopted, known = await state.database.write(step)
         kept = {id(chunk) for chunk in adopted}
-        await self._discard([chunk for chunk in fresh.values() if id(chunk) not in kept])
+        state.chunks.discard([chunk for chunk in fresh.values() if id(chunk) not in kept])
         for put in puts:
             self._conclude(put, source, was_known=put.dot in known)
 
@@ -286,10 +290,6 @@ class Repair:
         if is_held and not was_known:
             size = put.manifest.size_bytes
             log.info("Auto-recovered %s to %s (%d bytes from %s)", put.manifest.file_key, state.me, size, source)
-
-    async def _discard(self, chunks: Sequence[FreshChunk]) -> None:
-        if any(chunk.serial is not None for chunk in chunks):
-            await self._state.env.run_blocking(Work.DISK, self._state.chunks.discard, chunks)
 
     def _begin(self, dot: Dot) -> None:
         attempt = self.attempts.setdefault(dot, Attempt())

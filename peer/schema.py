@@ -14,7 +14,7 @@ from sqlite_utils import Migrations
 
 from peer.env import StartError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -24,6 +24,13 @@ migrations = Migrations("minidfs")
 def m001_first(db: sqlite_utils.Database) -> None:
     """The log, the catalog, the chunks and what operators read."""
     for statement in _TABLES + _VIEWS:
+        db.execute(statement)
+
+
+@migrations()
+def m002_parts(db: sqlite_utils.Database) -> None:
+    """What a disk keeps of a file of which a chunk has gone bad; registrations, which no upload made."""
+    for statement in _PARTS:
         db.execute(statement)
 
 
@@ -69,7 +76,7 @@ _TABLES = (
         op BLOB NOT NULL,
         UNIQUE (origin, seq))""",
     # `shown`: of the live versions of its key the one that is listed and served.
-    # `held`: this peer's disk has the content; its chunks count it in their `refs`.
+    # `held`: this peer's disk has the content, all of it.
     """CREATE TABLE puts (
         id INTEGER PRIMARY KEY,
         origin INTEGER NOT NULL REFERENCES origins(id),
@@ -116,7 +123,7 @@ _TABLES = (
     "CREATE INDEX queue_by_target ON queue (target, status)",
     "CREATE INDEX queue_by_put ON queue (put)",
     "CREATE INDEX queue_by_completion ON queue (completed_at_ms) WHERE completed_at_ms IS NOT NULL",
-    # Small chunks have their `content` here, others a file named `<hash>.<serial>`. `refs` counts held puts.
+    # Small chunks have their `content` here, others a file named `<hash>.<serial>`. `refs` counts the puts it is for.
     """CREATE TABLE chunks (
         id INTEGER PRIMARY KEY,
         hash BLOB NOT NULL UNIQUE,
@@ -132,6 +139,17 @@ _TABLES = (
         is_hold INTEGER NOT NULL,
         op BLOB NOT NULL,
         PRIMARY KEY (is_hold, node_id, epoch, seq)) WITHOUT ROWID""",
+)
+
+_PARTS = (
+    # `kept`: what this disk has of the content counts in the `refs` of its chunks, all of it (`held`) or not.
+    "ALTER TABLE puts ADD COLUMN kept INTEGER NOT NULL DEFAULT 0",
+    "UPDATE puts SET kept = held",
+    # `registered`: made known by a client, and not uploaded.
+    "ALTER TABLE puts ADD COLUMN registered INTEGER NOT NULL DEFAULT 0",
+    "UPDATE puts SET registered = chunks IS NULL",
+    # A chunk whose bytes were found bad has neither serial nor content, and its row stays for those who need it.
+    "ALTER TABLE chunks ADD COLUMN condemned INTEGER NOT NULL DEFAULT 0",
 )
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000, 'unixepoch')"

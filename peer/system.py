@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import secrets
 import shutil
 import socket
@@ -15,6 +16,7 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +25,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import httpx
+import outcome
 import trio
 
 from peer.config import Address
@@ -44,8 +47,10 @@ from peer.http.server import Server
 
 T = TypeVar("T")
 
-THREADS = {Work.HASH: 2, Work.DISK: 8, Work.DATABASE_WRITE: 1, Work.DATABASE_READ: 2}
+THREADS = {Work.HASH: 2, Work.DISK: 8}
 """At most so many calls of a kind at once, each kind on threads of its own."""
+
+DATABASE_WORK = (Work.DATABASE_WRITE, Work.DATABASE_READ)
 
 KEEP_ALIVE_CONNECTIONS = 64
 DATAGRAM_BUFFER_BYTES = 65_536
@@ -160,8 +165,9 @@ class SystemDatabaseFile:
         self._path = path
 
     def _connect(self) -> sqlite3.Connection:
+        # From Python 3.12 on, two threads that use one connection get rows of each other's statements.
         connection = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30
+            self._path, isolation_level=None, check_same_thread=True, cached_statements=256, timeout=30
         )
         connection.execute(f"PRAGMA cache_size = -{DATABASE_CACHE_KIB}")
         connection.execute("PRAGMA temp_store = MEMORY")
@@ -202,6 +208,10 @@ class SystemDisk:
     def lock(self) -> Iterator[None]:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
+            for above in self._root.absolute().parents:
+                # Folders above that are not ours to open were there before us.
+                with suppress(PermissionError):
+                    sync_folder(above)
             file = (self._root / "lock").open("a+b")
         except OSError as error:
             raise StartError(f"cannot use the data folder {self._root}: {error.strerror}") from error
@@ -213,9 +223,12 @@ class SystemDisk:
     def make_folder(self, path: str) -> None:
         folder = self._root / path
         with _translated(f"making the folder {path}"):
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                sync_folder(folder.parent)
+            folder.mkdir(parents=True, exist_ok=True)
+            # Also of one that was there already: a kill may have come before its name was synced.
+            for above in (folder, *folder.parents):
+                if above == self._root:
+                    break
+                sync_folder(above.parent)
 
     def list_files(self, folder: str) -> list[tuple[str, int]]:
         try:
@@ -371,6 +384,45 @@ async def _bound(address: Address, kind: socket.SocketKind, *, shared: bool) -> 
     return sock
 
 
+# --- threads ---
+
+
+class _Thread:
+    """One thread that makes calls one after the other; it ends when this object is forgotten."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_make_calls, args=(self._calls,), name=name, daemon=True)
+        self._is_started = False
+        weakref.finalize(self, self._calls.put, None)
+
+    async def run(self, call: Callable[..., T], *args: object) -> T:
+        """Make a call there; once it is asked for, it is made and waited for, cancelled or not."""
+        if not self._is_started:
+            self._is_started = True
+            self._thread.start()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        token, done = trio.lowlevel.current_trio_token(), trio.Event()
+        results: list[outcome.Outcome[T]] = []
+
+        def make() -> None:
+            results.append(outcome.capture(call, *args))
+            # The world has ended without us: a shutdown left a hung call behind.
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        self._calls.put(make)
+        with trio.CancelScope(shield=True):
+            await done.wait()
+        return results.pop().unwrap()
+
+
+def _make_calls(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (make := calls.get()) is not None:
+        make()
+        del make
+
+
 # --- all of it ---
 
 
@@ -383,6 +435,7 @@ class SystemEnv:
         self.version = _version()
         self.shares_ports = _shares_ports()
         self._limiters = {work: trio.CapacityLimiter(threads) for work, threads in THREADS.items()}
+        self._threads = {work: _Thread(work.name.lower().replace("_", " ")) for work in DATABASE_WORK}
 
     def chance(self, stream: str) -> Random:
         # The system's own, drawn anew each time: a generator with a state would come to the same numbers again in a
@@ -390,6 +443,8 @@ class SystemEnv:
         return secrets.SystemRandom()
 
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
+        if work in self._threads:
+            return await self._threads[work].run(call, *args)
         return await trio.to_thread.run_sync(call, *args, limiter=self._limiters[work])
 
     async def open_datagrams(self, address: Address) -> Datagrams:

@@ -8,7 +8,7 @@ import trio
 
 from peer.catalog_store import COMPLETED_SHOWN_MS
 from peer.client import PeerUnreachable
-from peer.env import StoreError, Work
+from peer.env import StoreError
 from peer.exchange import Exchanger
 from peer.repair import Repair
 from peer.state import PeerState
@@ -52,11 +52,6 @@ class Upkeep:
 
     async def _tidy(self) -> None:
         state = self._state
-        expired = state.chunks.take_expired()
-        if expired:
-            await state.env.run_blocking(Work.DISK, state.chunks.discard, expired)
+        state.chunks.discard(state.chunks.take_expired())
         shown_from = state.wall_ms() - COMPLETED_SHOWN_MS
-        execute = state.database.store.connection.execute
-        await state.database.write(
-            lambda: execute("DELETE FROM queue WHERE completed_at_ms < ?", (shown_from,)) and None
-        )
+        await state.database.write(lambda: state.database.store.forget_completed(shown_from))

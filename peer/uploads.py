@@ -109,8 +109,7 @@ class Uploads:
                     await self.ask_targets(file_key)
                 put = await self._commit(intake, new, file_key)
             except BaseException as error:
-                with trio.CancelScope(shield=True):
-                    await intake.discard()
+                await intake.discard()
                 if isinstance(error, Exception):
                     await self._call_off(list(pushers.values()))
                 raise
@@ -336,12 +335,12 @@ class _Intake:
         self.fresh = [chunk for chunk in self.fresh if id(chunk) not in kept]
 
     async def discard(self) -> None:
-        """Remove whatever was stored and not adopted."""
-        fresh, self.fresh = self.fresh, []
-        if fresh and any(chunk.serial is not None for chunk in fresh):
-            await self._state.env.run_blocking(Work.DISK, self._state.chunks.discard, fresh)
+        """Remove whatever was stored and not adopted (cancelled or not)."""
+        self._state.chunks.discard(self.fresh)
+        self.fresh = []
         if not self._writer.is_inline:
-            await self._state.env.run_blocking(Work.DISK, self._writer.abandon)
+            with trio.CancelScope(shield=True):
+                await self._state.env.run_blocking(Work.DISK, self._writer.abandon)
 
 
 class _Pusher:
@@ -405,7 +404,7 @@ class _Pusher:
     async def _push_while(self, patience: trio.CancelScope, peer: Member, chunk: FreshChunk) -> None:
         clock, timeout_s = self._state.env.clock, self._state.config.target_timeout_s
         assert chunk.serial is not None, "small chunks travel with the log"
-        file = await self._state.env.run_blocking(Work.DISK, self._state.chunks.open_fresh, chunk)
+        file = await self._state.chunks.open_fresh(chunk)
 
         async def content() -> AsyncIterator[bytes]:
             for offset in range(0, chunk.size, READ_BYTES):

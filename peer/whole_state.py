@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import Enum, auto
 from functools import partial
 
 import trio
 
-from peer.catalog_store import live_ops, select_puts, version_vector_of
+from peer.catalog_store import ChunkRow, live_ops, select_puts, version_vector_of
 from peer.client import PeerUnreachable, frame
 from peer.database import meta_value, translated_errors
 from peer.env import Work
@@ -18,7 +18,7 @@ from peer.state import PeerState
 from protocol import catalog, codec
 from protocol.codec import decode_op, encode_op
 from protocol.errors import MalformedMessage
-from protocol.identity import Dot, NodeId, VersionVector
+from protocol.identity import NodeId, VersionVector
 from protocol.messages import Member
 from protocol.ops import Hold, LiveOp, Put
 
@@ -51,15 +51,15 @@ class WholeStates:
         Raises StoreError.
         """
         state = self._state
-        pinned = await state.env.run_blocking(Work.DATABASE_READ, state.database.pin)
+        pinned = await state.database.pin()
         try:
-            yield frame(codec.pack(_pinned_head(pinned)))
+            yield frame(codec.pack(await state.env.run_blocking(Work.DATABASE_READ, _pinned_head, pinned)))
             ops = live_ops(pinned)
             while page := await state.env.run_blocking(Work.DATABASE_READ, _next_page, ops):
                 yield frame(codec.pack(page))
             yield frame(codec.pack([]))
         finally:
-            pinned.close()
+            await state.database.unpin(pinned)
 
     async def fetch(self, node_id: NodeId, reason: Reason) -> None:
         """Take over the whole state of a peer: become one with it, or, after a disagreement, add what it has.
@@ -127,13 +127,16 @@ class WholeStates:
         for put in found:
             chunks = put.manifest.chunks or ()
             rows = await state.verified_rows(chunks, {})
-            whole = all(chunk.hash in rows for chunk in chunks)
-            await state.database.write(partial(self._declare if whole else state.give_up, put.dot))
+            await state.database.write(partial(self._declare, put, rows))
         if found:
             state.news.ring()
 
-    def _declare(self, put: Dot) -> None:
-        self._state.replica.hold(put, self._state.wall_ms())
+    def _declare(self, put: Put, rows: Mapping[bytes, ChunkRow]) -> None:
+        """A step: say that this disk has a put, if what was verified a moment ago is still so."""
+        state = self._state
+        if not all(state.is_still(chunk.hash, rows.get(chunk.hash)) for chunk in put.manifest.chunks or ()):
+            state.take_back(put.dot)
+        state.take_hold(put.dot, {}, rows, recovered=False)
 
 
 def _pinned_head(pinned: sqlite3.Connection) -> list[object]:

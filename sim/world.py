@@ -20,7 +20,7 @@ import trio.testing
 from peer.config import Address, Config
 from peer.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, Work
 from peer.node import Node
-from sim.disk import Mount, Platter
+from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
 
 T = TypeVar("T")
@@ -98,8 +98,12 @@ class VirtualEnv:
         with trio.CancelScope(shield=True):
             await trio.sleep(self._delays.uniform(0, BLOCKING_CALL_S[work]))
         # Not even a commit that was under way comes to its end.
-        self.mount.check()
-        return call(*args)
+        self.mount.check_power()
+        self.mount.thread = work
+        try:
+            return call(*args)
+        finally:
+            self.mount.thread = EVENT_LOOP
 
     async def open_datagrams(self, address: Address) -> Datagrams:
         await trio.lowlevel.checkpoint()
@@ -278,7 +282,8 @@ class World:
 def _lacks_copies(node: Node) -> bool:
     assert node.services is not None
     query = "SELECT EXISTS (SELECT 1 FROM queue WHERE status = 'PENDING')"
-    return bool(node.services.state.database.reader.execute(query).fetchone()[0])
+    database = node.services.state.database
+    return database.look_up(lambda connection: bool(connection.execute(query).fetchone()[0]))
 
 
 def run_world(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -149,24 +148,6 @@ def heal(world: World) -> None:
 def lose_disk(world: World, name: str) -> None:
     """Give a peer that is down an empty disk."""
     world.machines[name].platter = Platter()
-
-
-def image_of(platter: Platter) -> Platter:
-    """A copy of a disk as it is now, everything on it durable."""
-    image = Platter()
-    for path, file in platter.files.items():
-        copied = image.new_file()
-        copied.content += file.content
-        copied.synced_size = len(copied.content)
-        image.files[path] = copied
-        image.sync_names(path.rpartition("/")[0])
-    for path, connection in platter.databases.items():
-        image.databases[path] = sqlite3.connect(
-            ":memory:", isolation_level=None, check_same_thread=False, factory=type(connection)
-        )
-        image.databases[path].deserialize(connection.serialize())
-        image.databases[path].execute("PRAGMA foreign_keys = ON")
-    return image
 
 
 def spoil_files(world: World, name: str) -> int:

@@ -10,13 +10,14 @@ from starlette.responses import Response, StreamingResponse
 
 from peer.chunk_store import ChunkWriter
 from peer.client import CLUSTER_HEADER, MSGPACK
-from peer.env import ChunkCorrupt, ChunkMissing, Work
+from peer.env import Work
 from peer.http.errors import HttpError
 from peer.http.naming import recover_here
 from peer.http.requests import body_of, services_of
 from peer.services import Services
 from protocol import codec, messages
 from protocol.errors import WrongCluster
+from protocol.identity import Dot
 
 JOIN_BYTES_MAX = 1024 * 1024
 SMALL_CHUNKS_MAX = 1024
@@ -68,26 +69,30 @@ async def _small_chunk(services: Services, name: bytes) -> bytes | None:
     row = services.state.chunks.row(name)
     if row is None or row.content is None:
         return None
-    try:
-        return services.state.chunks.read_inline(name, row)
-    except ChunkCorrupt:
-        await services.state.lose_chunk(name, None)
-        return None
+    return await services.state.read_chunk(name, services.state.chunks.read_whole)
 
 
 async def get_chunk(request: Request) -> Response:
-    """`GET /peer/chunks/{hash}`: one chunk's bytes, verified."""
-    services = peer_services(request)
+    """`GET /peer/chunks/{hash}`: one chunk's bytes, verified; `put` names the file it is asked for."""
+    state = peer_services(request).state
     name = _hash_in(request)
-    row = services.state.chunks.row(name)
-    if row is None:
+    put = _dot_in(request)
+    content = await state.read_chunk(name, state.chunks.read_whole)
+    if content is None:
+        if put is not None:
+            await state.doubt_hold(put)
         raise HttpError(404, "that chunk is not here")
-    try:
-        content = await services.state.chunks.read_whole(name, row)
-    except (ChunkMissing, ChunkCorrupt):
-        await services.state.lose_chunk(name, row.serial)
-        raise HttpError(404, "that chunk is no longer good here") from None
     return Response(content, media_type="application/octet-stream")
+
+
+def _dot_in(request: Request) -> Dot | None:
+    text = request.query_params.get("put")
+    if text is None:
+        return None
+    try:
+        return codec.read_dot(codec.unpack(bytes.fromhex(text)))
+    except ValueError:
+        raise HttpError(400, "put is no dot in hexadecimal digits") from None
 
 
 async def put_chunk(request: Request) -> Response:
@@ -106,7 +111,7 @@ async def put_chunk(request: Request) -> Response:
         raise
     unwanted = fresh if fresh.hash != name else state.chunks.stage(fresh)
     if unwanted is not None:
-        await state.env.run_blocking(Work.DISK, state.chunks.discard, [unwanted])
+        state.chunks.discard([unwanted])
     if fresh.hash != name:
         raise HttpError(400, "the bytes do not give the chunk's hash")
     return Response()
@@ -117,9 +122,7 @@ async def withdraw_chunks(request: Request) -> Response:
     state = peer_services(request).state
     fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
     names = [codec.read_bytes(name, codec.HASH_BYTES) for name in fields]
-    unwanted = [chunk for name in names if (chunk := state.chunks.withdraw(name)) is not None]
-    if unwanted:
-        await state.env.run_blocking(Work.DISK, state.chunks.discard, unwanted)
+    state.chunks.discard([chunk for name in names if (chunk := state.chunks.withdraw(name)) is not None])
     return Response()
 
 

@@ -15,8 +15,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peer.catalog_store import chunk_file_name, no_targets
-from peer.chunk_store import STAGED_FOR_S, VERIFIED_FOR_S, ChunkStore, ChunkWriter, FreshChunk, adopt, all_exist
+from peer.catalog_store import ChunkRow, chunk_file_name, no_targets
+from peer.chunk_store import STAGED_FOR_S, VERIFIED_FOR_S, ChunkStore, ChunkWriter, FreshChunk, Stock, adopt
 from peer.config import Address, Config
 from peer.database import Database
 from peer.env import ChunkCorrupt, ChunkMissing, Disk, StoreError, Work
@@ -64,8 +64,9 @@ class Store:
         config = Config(node_id="node-1", listen=Address("127.0.0.1", 0), data=Path(), inline_bytes_max=INLINE)
         self.env = PlainEnv(disk, life)
         self.database = Database(self.env, "minidfs.db", no_targets)  # type: ignore[arg-type]
+        trio.run(self.database.open)
         self.chunks = ChunkStore(self.env, config, self.database)  # type: ignore[arg-type]
-        self.vanished = self.chunks.open()
+        self.stock = trio.run(self.chunks.open)
         self.replica = Replica(NodeId("node-1"), self.database.store, self.env.chance("epochs"))
 
     def write(self, *pieces: bytes) -> FreshChunk:
@@ -91,12 +92,12 @@ class Store:
             self.replica.hold(put.dot, NOW_MS)
             return put
 
-        put = self.database.write_now(step)
+        put = trio.run(self.database.write_alone, step)
         self.collect()
         return put
 
     def delete(self, file_key: str) -> None:
-        self.database.write_now(lambda: self.replica.delete(file_key, NOW_MS))
+        trio.run(self.database.write_alone, lambda: self.replica.delete(file_key, NOW_MS))
         self.collect()
 
     def collect(self) -> None:
@@ -104,10 +105,13 @@ class Store:
         unused, self.database._unused_files = self.database._unused_files, []
         self.chunks._note_unused(unused)
         names, self.chunks._unused = self.chunks._unused, []
-        self.chunks._remove_files(names)
+        self.chunks._remove_files(names + self.chunks._take_unadopted())
 
     def refs(self) -> list[tuple[int, int]]:
-        return self.database.reader.execute("SELECT size, refs FROM chunks ORDER BY size").fetchall()
+        return self.query("SELECT size, refs FROM chunks ORDER BY size")
+
+    def query(self, query: str) -> list[tuple[Any, ...]]:
+        return self.database.look_up(lambda connection: connection.execute(query).fetchall())
 
     def files(self) -> list[str]:
         """All files on the disk, by their paths."""
@@ -125,7 +129,7 @@ class Store:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made = Store(SystemDisk(tmp_path) if request.param == "real" else Mount(Platter()))
     yield made
-    made.database.close()
+    trio.run(made.database.close)
 
 
 # --- where chunks lie ---
@@ -143,7 +147,7 @@ def test_small_chunks_lie_in_the_database_and_larger_ones_in_files(store: Store,
     else:
         assert store.files() == [f"chunks/{fresh.hash[:1].hex()}/{fresh.hash.hex()}.{fresh.serial}"]
     assert store.read(fresh.hash) == content
-    assert all_exist(store.database.store, [Chunk(fresh.hash, size)])
+    assert store.chunks.row(fresh.hash) is not None
     assert store.chunks.row(bytes(32)) is None
     with pytest.raises(ChunkMissing):
         store.read(bytes(32))
@@ -166,6 +170,7 @@ def test_a_chunk_that_is_abandoned_or_discarded_leaves_nothing(store: Store) -> 
     writer.abandon()
     assert store.files() == []
     store.chunks.discard([store.write(b"x" * (INLINE + 1)), store.write(b"small")])
+    store.collect()
     assert store.files() == []
 
 
@@ -200,6 +205,7 @@ def test_a_chunk_that_was_adopted_is_not_discarded(store: Store) -> None:
     fresh = store.write(b"e" * 500)
     store.hold("a", fresh)
     store.chunks.discard([fresh])
+    store.collect()
     assert store.read(fresh.hash) == b"e" * 500
 
 
@@ -271,7 +277,7 @@ def test_a_file_that_was_touched_is_verified_again(tmp_path: Path, spoil: str) -
         path.unlink()
         with pytest.raises(ChunkMissing):
             store.read(fresh.hash)
-    store.database.close()
+    trio.run(store.database.close)
 
 
 def test_a_file_verified_a_short_while_ago_is_not_read_twice_and_later_it_is(tmp_path: Path) -> None:
@@ -289,7 +295,7 @@ def test_a_file_verified_a_short_while_ago_is_not_read_twice_and_later_it_is(tmp
     store.env.clock.time += 1
     with pytest.raises(ChunkCorrupt):
         store.read(fresh.hash)
-    store.database.close()
+    trio.run(store.database.close)
 
 
 def test_rotten_bytes_in_the_database_are_found_at_every_read(store: Store) -> None:
@@ -299,7 +305,8 @@ def test_rotten_bytes_in_the_database_are_found_at_every_read(store: Store) -> N
     store.database.store.connection.execute("UPDATE chunks SET content = CAST('SMALL' AS BLOB)")
     with pytest.raises(ChunkCorrupt):
         store.read(fresh.hash)
-    assert trio.run(store.chunks.verify_row, fresh.hash) is None
+    with pytest.raises(ChunkCorrupt):
+        trio.run(store.chunks.verify, fresh.hash, store.chunks.row(fresh.hash))
 
 
 # --- staged chunks ---
@@ -317,6 +324,7 @@ def test_staged_chunks_wait_for_ten_minutes(store: Store) -> None:
     assert store.chunks.claim(first.hash) is None
     assert store.chunks.is_staged(second.hash)
     store.chunks.discard([first])
+    store.collect()
     assert len(store.files()) == 1
 
 
@@ -416,10 +424,10 @@ def test_a_crash_at_any_step_leaves_no_orphans_and_nothing_committed_without_its
         if finished:
             platter.crash()
         again = Store(Mount(platter), life=2)
-        assert again.vanished == [], f"crash at access {accesses}"
+        assert again.stock == Stock([], []), f"crash at access {accesses}"
         expected = {
             chunk_file_name(name, serial)
-            for name, serial in again.database.reader.execute("SELECT hash, serial FROM chunks WHERE serial NOT NULL")
+            for name, serial in again.query("SELECT hash, serial FROM chunks WHERE serial NOT NULL")
         }
         assert set(again.files()) == expected, f"crash at access {accesses}"
         for key, chunks in committed.items():
@@ -443,6 +451,6 @@ def test_files_that_vanished_or_came_from_nowhere_are_found_at_the_start(store: 
     assert lost.serial is not None
     disk.remove(chunk_file_name(lost.hash, lost.serial))
     assert never_adopted.serial is not None
-    assert store.chunks.open() == [(lost.hash, lost.serial)]
+    assert trio.run(store.chunks.open) == Stock([(lost.hash, ChunkRow(lost.size, lost.serial, None))], [])
     assert kept.serial is not None
     assert store.files() == [chunk_file_name(kept.hash, kept.serial)]

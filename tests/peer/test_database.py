@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import pytest
 import sqlite_utils
@@ -20,7 +21,7 @@ import trio.lowlevel
 
 from peer.catalog_store import no_targets
 from peer.database import Database, meta_value, set_meta_value
-from peer.env import DatabaseFile, NoSpace, StartError, StoreError
+from peer.env import DatabaseFile, NoSpace, StartError, StoreError, Work
 from peer.schema import SCHEMA_VERSION, migrate
 from peer.system import SystemDatabaseFile, SystemEnv
 from protocol import catalog
@@ -28,6 +29,7 @@ from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest
 from protocol.replica import Replica
 
+T = TypeVar("T")
 Body = Callable[[Database], Awaitable[None]]
 NOW_MS = 1_767_225_600_000
 
@@ -45,28 +47,42 @@ def manifest(file_key: str, size: int = 3) -> Manifest:
     )
 
 
+class OneThreadEnv(SystemEnv):
+    """Makes blocking calls where it stands, so that a test may use the writer's connection too."""
+
+    async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
+        await trio.lowlevel.checkpoint()
+        return call(*args)
+
+
 def run(folder: Path, body: Body, make_file: Callable[[Path], DatabaseFile] | None = None) -> None:
     """Open a database in a folder with its writer running, and close it in the end."""
 
     async def main() -> None:
-        env = SystemEnv(folder)
+        env = OneThreadEnv(folder)
         if make_file is not None:
             env.disk.database = lambda path: make_file(folder / path)  # type: ignore[method-assign]
         database = Database(env, "minidfs.db", no_targets)
         try:
+            await database.open()
             with trio.fail_after(30):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(database.run)
                     await body(database)
                     nursery.cancel_scope.cancel()
         finally:
-            database.close()
+            await database.close()
 
     trio.run(main)
 
 
 def replica_of(database: Database, node_id: str = "node-1") -> Replica:
     return Replica(NodeId(node_id), database.store, Random(f"{node_id} {time.time_ns()}"))
+
+
+def look_up(database: Database, query: str, *values: object) -> object:
+    """One row, as the event loop sees it."""
+    return database.look_up(lambda connection: connection.execute(query, values).fetchone())
 
 
 async def write_all(database: Database, *steps: Callable[[], object]) -> list[object]:
@@ -110,7 +126,7 @@ class FaultyFile(SystemDatabaseFile):
 
     def connect_writer(self) -> sqlite3.Connection:
         super().connect_writer().close()
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, factory=FaultyConnection)
+        connection = sqlite3.connect(self.path, isolation_level=None, factory=FaultyConnection)
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
@@ -146,7 +162,7 @@ def test_a_result_is_visible_to_readers_when_its_step_returns(tmp_path: Path) ->
             written = await database.write(lambda: replica.put(manifest(f"k{number}"), NOW_MS))
             assert database.committed.version_vector[written.dot.origin] >= written.dot.seq
             query = "SELECT count(*) FROM puts WHERE file_key = ?"
-            assert database.reader.execute(query, (f"k{number}",)).fetchone() == (1,)
+            assert look_up(database, query, f"k{number}") == (1,)
             found = await database.read(lambda connection: connection.execute(query, (f"k{number}",)).fetchone())
             assert found == (1,)
 
@@ -178,7 +194,7 @@ def test_a_step_that_fails_fails_alone(tmp_path: Path) -> None:
         assert sorted(put.dot.seq for put in puts) == list(range(1, 21)), "no gap, none twice"  # type: ignore[attr-defined]
         assert database.store.version_vector() == {replica.origin: 20}
         assert database.store.puts_of("never") == []
-        assert meta_value(database.reader, "never") is None
+        assert database.look_up(lambda connection: meta_value(connection, "never")) is None
         assert catalog.sum_of_rows(database.store) == database.store.state_sum()
 
     run(tmp_path, body)
@@ -331,6 +347,7 @@ def test_a_full_disk_is_no_space_and_the_store_works_again_when_there_is_room(tm
 def test_steps_cannot_wait_for_a_writer_that_has_ended(tmp_path: Path) -> None:
     async def main() -> None:
         database = Database(SystemEnv(tmp_path), "minidfs.db", no_targets)
+        await database.open()
         outcomes: list[object] = []
 
         async def write() -> None:
@@ -349,7 +366,7 @@ def test_steps_cannot_wait_for_a_writer_that_has_ended(tmp_path: Path) -> None:
             with pytest.raises(StoreError, match="stopping"):
                 await database.write(lambda: None)
         assert all(outcome == "written" or isinstance(outcome, StoreError) for outcome in outcomes)
-        database.close()
+        await database.close()
 
     trio.run(main)
 
@@ -442,12 +459,12 @@ def test_readers_cannot_write(tmp_path: Path) -> None:
     async def body(database: Database) -> None:
         with pytest.raises(StoreError, match="readonly"):
             await database.read(lambda connection: connection.execute("DELETE FROM meta"))
-        pinned = database.pin()
+        pinned = await database.pin()
         try:
             with pytest.raises(sqlite3.OperationalError):
                 pinned.execute("DELETE FROM meta")
         finally:
-            pinned.close()
+            await database.unpin(pinned)
 
     run(tmp_path, body)
 
@@ -456,13 +473,13 @@ def test_a_pinned_connection_sees_its_moment_for_ever(tmp_path: Path) -> None:
     async def body(database: Database) -> None:
         replica = replica_of(database)
         await database.write(lambda: replica.put(manifest("before"), NOW_MS))
-        pinned = database.pin()
+        pinned = await database.pin()
         try:
             await database.write(lambda: replica.put(manifest("after"), NOW_MS))
             assert pinned.execute("SELECT file_key FROM puts").fetchall() == [("before",)]
         finally:
-            pinned.close()
-        assert database.reader.execute("SELECT count(*) FROM puts").fetchone() == (2,)
+            await database.unpin(pinned)
+        assert look_up(database, "SELECT count(*) FROM puts") == (2,)
 
     run(tmp_path, body)
 
@@ -533,6 +550,7 @@ from protocol.replica import Replica
 
 async def main():
     database = Database(SystemEnv(Path(sys.argv[1])), "minidfs.db", no_targets)
+    await database.open()
     replica = Replica(NodeId("node-1"), database.store, SystemRandom())
 
     async def write(number):
@@ -579,7 +597,7 @@ def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path: Path)
         missing = {key: dot for key, dot in acknowledged.items() if found.get(key) != dot}
         assert missing == {}
         assert catalog.sum_of_rows(database.store) == database.store.state_sum()
-        assert database.reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert look_up(database, "PRAGMA integrity_check") == ("ok",)
         for origin, seen in database.store.version_vector().items():
             ops = [op for op in database.store.log_after({}) if op.dot.origin == origin]
             assert [op.dot.seq for op in ops] == list(range(1, seen + 1)), "no gap in a log"

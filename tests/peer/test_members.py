@@ -24,8 +24,8 @@ def test_members_and_ranks_are_there_again_after_a_restart() -> None:
         known = {member.node_id: member.address for member in peer.membership.members()}
         assert known == {member.node_id: member.address for member in members}
         assert peer.placement.queued == ranks
-        assert load_ranks(peer.database.reader) == ranks
-        lives = {member.node_id: member.incarnation for member in load_members(peer.database.reader)}
+        assert peer.database.look_up(load_ranks) == ranks
+        lives = {member.node_id: member.incarnation for member in peer.database.look_up(load_members)}
         assert lives["node-1"] > 1
 
     in_world(scenario, peers=2)

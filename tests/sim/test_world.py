@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, get, heal, image_of, in_world, missing_files, part, put, state
+from worlds import converged, everywhere, get, heal, in_world, missing_files, part, put, state
 
 from peer.env import StartError
 from sim.world import World
@@ -131,7 +131,7 @@ def test_a_copied_disk_has_what_the_disk_had() -> None:
     async def scenario(world: World) -> None:
         await put(world, "node-1", "k", b"x" * 50_000)
         machine = world.machines["node-1"]
-        image = image_of(machine.platter)
+        image = machine.platter.copy()
         await put(world, "node-1", "later", b"x")
         await world.crash("node-1")
         machine.platter = image

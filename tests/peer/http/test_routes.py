@@ -218,7 +218,7 @@ def test_digests_that_are_right_are_fine_and_wrong_ones_leave_nothing(header: st
         for value in wrong:
             response = await ask(world, "POST", "/files?file_id=k", headers={header: value}, **multipart(CONTENT))
             assert_error(response, 400)
-            assert world.machines["node-1"].platter.files == {}, value
+            await world.wait_until(lambda: not world.machines["node-1"].platter.files, 5)
         assert_error(await ask(world, "GET", "/files/k"), 404)
         for value in right:
             response = await ask(world, "POST", "/files?file_id=k", headers={header: value}, **multipart(CONTENT))
