@@ -50,7 +50,7 @@ class _OriginRow:
 
 _PUT_COLUMNS = (
     "nodes.node_id, origins.epoch, puts.seq, puts.stamp, puts.file_key, puts.filename, puts.size_bytes, puts.sha256, "
-    "puts.content_type, puts.uploaded_at_ms, puts.copies, puts.chunks"
+    "puts.content_type, puts.uploaded_at_ms, puts.copies, puts.chunks, puts.registered"
 )
 _PUTS = (
     f"SELECT {_PUT_COLUMNS}, puts.id FROM puts "
@@ -93,6 +93,7 @@ def put_of_row(row: Sequence[Any]) -> Put:
             uploaded_at_ms=row[9],
             copies=row[10],
             chunks=unpack_chunks(row[11]),
+            registered=bool(row[12]),
         ),
     )
 
@@ -100,7 +101,7 @@ def put_of_row(row: Sequence[Any]) -> Put:
 def select_puts(connection: sqlite3.Connection, condition: str, *values: object) -> Iterator[tuple[int, Put]]:
     """Row ids and live puts that fulfil an SQL condition, which may go on to order and limit them."""
     for row in connection.execute(_PUTS + condition, values):
-        yield row[12], put_of_row(row)
+        yield row[13], put_of_row(row)
 
 
 def _hold_of_row(row: Sequence[Any]) -> Hold:
@@ -270,7 +271,7 @@ class SqliteStore:
         partition = partition_of(manifest.file_key)
         cursor = self.connection.execute(
             "INSERT INTO puts (origin, seq, stamp, file_key, partition, filename, size_bytes, sha256, content_type,"
-            " uploaded_at_ms, copies, chunks, shown) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " uploaded_at_ms, copies, chunks, registered, shown) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self._origin_row(put.dot.origin).id,
                 put.dot.seq,
@@ -284,6 +285,7 @@ class SqliteStore:
                 manifest.uploaded_at_ms,
                 manifest.copies,
                 pack_chunks(manifest.chunks),
+                manifest.registered,
                 is_shown,
             ),
         )

@@ -32,7 +32,7 @@ VERIFIED_FOR_S = 600.0
 VERIFIED_REMEMBERED_MAX = 16_384
 
 STAGED_FOR_S = 600.0
-"""A chunk another peer put here ahead of the put that names it waits this long for it."""
+"""A chunk another peer put here ahead of the put that names it waits this long for it, or for a word that it comes."""
 
 READ_BYTES = 1024 * 1024
 
@@ -279,6 +279,14 @@ class ChunkStore:
         times = replaced.times + 1 if replaced else 1
         self._staged[chunk.hash] = _Staged(chunk, self._env.clock.now() + STAGED_FOR_S, times)
         return replaced.chunk if replaced else None
+
+    def renew(self, name: bytes) -> bool:
+        """Let a staged chunk wait anew for its put; False when it is not staged."""
+        found = self._staged.get(name)
+        if found is None:
+            return False
+        self._staged[name] = found._replace(until=self._env.clock.now() + STAGED_FOR_S)
+        return True
 
     def withdraw(self, name: bytes) -> FreshChunk | None:
         """One put that would have named this chunk will not come; returns it, to be discarded, if no other may."""

@@ -85,6 +85,12 @@ class PeerClient:
         """Stage a chunk at a peer; returns when it is synced there. Raises PeerUnreachable."""
         await self._call(peer, "PUT", f"/peer/chunks/{name.hex()}", content, {"content-length": str(size)})
 
+    async def renew_chunks(self, peer: Member, names: list[bytes]) -> list[bytes]:
+        """Have a peer keep chunks staged there; returns those it does not have (any more). Raises PeerUnreachable."""
+        raw = await self._call(peer, "POST", "/peer/chunks/renew", codec.pack(names))
+        with _understood(peer):
+            return list(codec.read_each(codec.unpack(raw), codec.read_bytes))
+
     async def withdraw_chunks(self, peer: Member, names: list[bytes]) -> None:
         """Have a peer let go of chunks staged there: their put will not come. Raises PeerUnreachable."""
         await self._call(peer, "POST", "/peer/chunks/withdraw", codec.pack(names))

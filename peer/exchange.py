@@ -190,6 +190,10 @@ class Exchanger:
         state = self._state
         heard = self.hear(request.vv, ops)
         adopted = [chunk for dot in request.hold for chunk in state.take_hold(dot, fresh, rows, recovered=False)]
+        for dot in request.hold:
+            # Who asks takes our hold in the catalog for our word that we have it now.
+            if not state.database.store.is_held(dot):
+                state.take_back(dot)
         suffix = state.replica.suffix(request.vv, OPS_BYTES_MAX)
         store = state.database.store
         reply = ExchangeReply(

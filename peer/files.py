@@ -101,10 +101,11 @@ class Files:
     async def register(self, manifest: Manifest, holder: NodeId) -> bool:
         """Make a file known that a client says `holder` has; returns whether that peer has proved it.
 
-        It never replaces content: the same checksum changes nothing. Raises Conflict when the key has another one, and
-        StoreError. `manifest.chunks` is None; if any peer holds equal content under another key, its chunks are used.
+        It never replaces content: the same checksum changes nothing. Raises Conflict when the key has another one,
+        NobodyToAsk when it would take another peer to know, and none answers, and StoreError. `manifest.chunks` is None
+        unless the file is empty; if any peer holds equal content under another key, its chunks are used.
         """
-        await self._uploads.ask_targets(manifest.file_key)
+        await self._find_elsewhere(manifest.file_key)
 
         def step() -> Put | None:
             state = self._state
@@ -139,6 +140,8 @@ class Files:
     def _with_known_chunks(self, manifest: Manifest) -> Manifest:
         """A step's part: the manifest with the chunks of equal content that somebody holds."""
         store = self._state.database.store
+        if manifest.chunks is not None:
+            return manifest
         for put in store.puts_with(manifest.sha256):
             if put.manifest.size_bytes == manifest.size_bytes and store.holds_of(put.dot):
                 return replace(manifest, chunks=put.manifest.chunks)

@@ -147,7 +147,14 @@ _PARTS = (
     "UPDATE puts SET kept = held",
     # `registered`: made known by a client, and not uploaded.
     "ALTER TABLE puts ADD COLUMN registered INTEGER NOT NULL DEFAULT 0",
-    "UPDATE puts SET registered = chunks IS NULL",
+    # Registrations rank below uploads from now on.
+    """UPDATE puts SET shown = 0 WHERE chunks IS NULL
+        AND EXISTS (SELECT 1 FROM puts other WHERE other.file_key = puts.file_key AND other.chunks IS NOT NULL)""",
+    """UPDATE puts SET shown = 1 WHERE id IN (SELECT id FROM (
+        SELECT puts.id, row_number() OVER (
+            PARTITION BY file_key ORDER BY stamp DESC, node_id DESC, epoch DESC, seq DESC) AS rank
+        FROM puts JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node
+        WHERE chunks IS NOT NULL AND file_key NOT IN (SELECT file_key FROM puts WHERE shown)) WHERE rank = 1)""",
     # A chunk whose bytes were found bad has neither serial nor content, and its row stays for those who need it.
     "ALTER TABLE chunks ADD COLUMN condemned INTEGER NOT NULL DEFAULT 0",
 )

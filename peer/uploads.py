@@ -15,7 +15,7 @@ from uuid import UUID
 
 import trio
 
-from peer.chunk_store import READ_BYTES, ChunkWriter, FreshChunk
+from peer.chunk_store import READ_BYTES, STAGED_FOR_S, ChunkWriter, FreshChunk
 from peer.client import PeerUnreachable
 from peer.env import StoreError, Work
 from peer.exchange import Exchanger
@@ -31,8 +31,11 @@ log = logging.getLogger("minidfs.uploads")
 PATIENCE_MAX = 5
 """A target that gives signs of life may take this many times `target_timeout_s`."""
 
-WITHDRAWN_MAX = 1024
-"""Chunks in one message that says they are not needed."""
+NAMES_MAX = 1024
+"""Of staged chunks in one message that renews their leases, or says that they are not needed."""
+
+RENEW_EVERY_S = STAGED_FOR_S / 4
+"""So that a lease outlives a few renewals that got lost."""
 
 SILENT_PROBES = 2.0
 """A target that answered within so many probe intervals gives signs of life: on a busy machine one may be late."""
@@ -73,6 +76,7 @@ class Receipt:
     put: Put
     deliveries: tuple[Delivery, ...]
     durable_copies: tuple[NodeId, ...]
+    """This peer, and those that said now that they have it."""
 
 
 class Uploads:
@@ -114,8 +118,9 @@ class Uploads:
                     await self._call_off(list(pushers.values()))
                 raise
             deliveries = await self._deliver(put, targets, pushers)
-        holders = self._state.holders(put.dot)
-        return Receipt(put, tuple(deliveries), tuple(holders))
+        # Not whom the catalog has for holders: of a put that was there before, one may have lost its disk since.
+        confirmed = [delivery.node_id for delivery in deliveries if delivery.error is None]
+        return Receipt(put, tuple(deliveries), tuple(sorted([self._state.me, *confirmed])))
 
     async def _call_off(self, pushers: Sequence[_Pusher]) -> None:
         """Leave nothing of a broken-off upload at its targets; where that fails, their lease on it lapses."""
@@ -141,7 +146,7 @@ class Uploads:
     def _same_as_shown(self, manifest: Manifest) -> Put | None:
         """A client that repeats an upload, because it did not hear the answer, gets the answer to the first."""
         versions = self._state.database.store.puts_of(manifest.file_key)
-        if not versions:
+        if not versions or not versions[-1].manifest.is_upload:
             return None
         shown = versions[-1].manifest
         is_same = (shown.sha256, shown.size_bytes, shown.filename, shown.content_type, shown.chunks) == (
@@ -161,6 +166,8 @@ class Uploads:
 
         async def deliver(target: NodeId) -> None:
             deliveries[target] = await self._deliver_to(target, put, pushers.get(target))
+
+        # The put is written: from here on nothing may make it look as if it were not.
 
         async with trio.open_nursery() as nursery:
             for target in targets:
@@ -189,10 +196,13 @@ class Uploads:
     async def _deliver_whole(self, node_id: NodeId, put: Put) -> Delivery:
         """Bring a file that is here to a peer that was not offered its chunks while they arrived."""
         pusher = _Pusher(self._state, node_id)
-        for chunk in put.manifest.chunks or ():
-            row = self._state.chunks.row(chunk.hash)
-            if row is not None and row.serial is not None:
-                pusher.offer(FreshChunk(chunk.hash, chunk.size, row.serial, None))
+        try:
+            for chunk in put.manifest.chunks or ():
+                row = self._state.chunks.row(chunk.hash)
+                if row is not None and row.serial is not None:
+                    pusher.offer(FreshChunk(chunk.hash, chunk.size, row.serial, None))
+        except StoreError as error:
+            return Delivery(node_id, str(error))
         async with helper_tasks() as nursery:
             nursery.start_soon(pusher.run)
             return await self._deliver_to(node_id, put, pusher)
@@ -205,9 +215,12 @@ class Uploads:
         if pusher.error is not None:
             return Delivery(target, pusher.error)
         error = await self.exchange_patiently(target, put.dot)
-        if target in self._state.holders(put.dot):
-            return Delivery(target, None)
-        return Delivery(target, error or f"{target} has heard of the file and will fetch it")
+        try:
+            if error is None and target not in self._state.holders(put.dot):
+                error = f"{target} has heard of the file and will fetch it"
+        except StoreError as failure:
+            error = str(failure)
+        return Delivery(target, error)
 
     async def exchange_patiently(self, target: NodeId, hold: Dot | None = None) -> str | None:
         """Exchange logs with a peer for as long as it gives signs of life; what went wrong, or None."""
@@ -354,7 +367,7 @@ class _Pusher:
         self.done = trio.Event()
         self.error: str | None = None
         self._offered: dict[bytes, None] = {}
-        self._pushed: list[bytes] = []
+        self._pushed: dict[bytes, FreshChunk] = {}
         self._is_off = False
 
     def offer(self, chunk: FreshChunk) -> None:
@@ -368,17 +381,38 @@ class _Pusher:
         self._send.close()
 
     async def run(self) -> None:
-        """Stage what is offered, until closed or something fails."""
+        """Stage what is offered, and renew the leases on it, until closed or something fails."""
         try:
-            async for chunk in self._receive:
-                if self._is_off:
-                    break
-                self._pushed.append(chunk.hash)
-                await self._push(chunk)
+            async with helper_tasks() as nursery:
+                nursery.start_soon(self._renew_leases)
+                async for chunk in self._receive:
+                    if self._is_off:
+                        break
+                    self._pushed[chunk.hash] = chunk
+                    await self._push(chunk)
         except (PeerUnreachable, StoreError) as error:
             self.error = str(error)
         finally:
             self.done.set()
+
+    async def _renew_leases(self) -> None:
+        """Have the target keep what is staged there for as long as the upload lasts; what it lost is staged again."""
+        while True:
+            await trio.sleep(RENEW_EVERY_S)
+            peer = self._state.membership.member(self._target)
+            names = list(self._pushed)
+            for start in range(0, len(names), NAMES_MAX):
+                # One that does not answer is asked again long before a lease has lapsed.
+                with suppress(PeerUnreachable):
+                    if peer is not None:
+                        for name in await self._state.client.renew_chunks(peer, names[start : start + NAMES_MAX]):
+                            self._push_again(name)
+
+    def _push_again(self, name: bytes) -> None:
+        chunk = self._pushed.pop(name, None)
+        with suppress(trio.ClosedResourceError):
+            if chunk is not None:
+                self._send.send_nowait(chunk)
 
     async def call_off(self) -> None:
         """Stage no more, and have the target let go of what was staged: the put will not come."""
@@ -386,10 +420,11 @@ class _Pusher:
         self.close()
         await self.done.wait()
         peer = self._state.membership.member(self._target)
-        for start in range(0, len(self._pushed), WITHDRAWN_MAX):
+        names = list(self._pushed)
+        for start in range(0, len(names), NAMES_MAX):
             with suppress(PeerUnreachable):
                 if peer is not None:
-                    await self._state.client.withdraw_chunks(peer, self._pushed[start : start + WITHDRAWN_MAX])
+                    await self._state.client.withdraw_chunks(peer, names[start : start + NAMES_MAX])
 
     async def _push(self, chunk: FreshChunk) -> None:
         peer = self._state.membership.member(self._target)

@@ -118,7 +118,7 @@ def manifest_fields(manifest: Manifest) -> list[object]:
         chunks = []
         for chunk in manifest.chunks:
             chunks += chunk
-    return [
+    fields: list[object] = [
         manifest.file_key,
         manifest.filename,
         manifest.size_bytes,
@@ -128,11 +128,15 @@ def manifest_fields(manifest: Manifest) -> list[object]:
         manifest.copies,
         chunks,
     ]
+    # Only where it says something, so that the bytes of other puts, and their digests, are those of wire version 1.
+    return [*fields, True] if manifest.registered else fields
 
 
 def read_manifest(value: object) -> Manifest:
     """The manifest in plain values; raises MalformedMessage."""
-    fields = read_list(value, 8)
+    fields = read_list(value)
+    if len(fields) != 8 and not (len(fields) == 9 and fields[8] is True):
+        raise MalformedMessage(f"{_shown(value)} where a manifest belongs")
     size_bytes = read_int(fields[2], SIZE_MAX)
     chunks = None if fields[7] is None else _read_chunks(fields[7])
     if chunks is not None and sum(chunk.size for chunk in chunks) != size_bytes:
@@ -146,6 +150,7 @@ def read_manifest(value: object) -> Manifest:
         uploaded_at_ms=read_int(fields[5], MS_MAX),
         copies=read_int(fields[6], COPIES_MAX),
         chunks=chunks,
+        registered=len(fields) == 9,
     )
 
 

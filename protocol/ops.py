@@ -37,6 +37,13 @@ class Manifest:
     copies: int
     chunks: tuple[Chunk, ...] | None
     """None: registered by a client, and no peer has the content yet."""
+    registered: bool = False
+    """Made known by a client and not uploaded: whatever chunks it names are those of equal content."""
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether a client sent content for it, which no registration may hide."""
+        return self.chunks is not None and not self.registered
 
 
 @dataclass(frozen=True, slots=True)

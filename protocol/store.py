@@ -87,9 +87,12 @@ class Store(Protocol):
         """Forget what was put aside."""
 
 
-def show_order(put: Put) -> tuple[int, Dot]:
-    """Of concurrent puts of a key the greatest is shown; every peer orders them alike."""
-    return put.stamp, put.dot
+def show_order(put: Put) -> tuple[bool, int, Dot]:
+    """Of concurrent puts of a key the greatest is shown; every peer orders them alike.
+
+    Any upload ranks above any registration: what was acknowledged is not hidden by what a client only said.
+    """
+    return put.manifest.is_upload, put.stamp, put.dot
 
 
 class MemoryStore:
@@ -100,7 +103,7 @@ class MemoryStore:
         self._floors: VersionVector = {}
         self._log: list[Op] = []
         self._puts: dict[Dot, Put] = {}
-        self._keys: dict[str, list[tuple[tuple[int, Dot], Put]]] = {}
+        self._keys: dict[str, list[tuple[tuple[bool, int, Dot], Put]]] = {}
         self._holds: dict[Dot, Hold] = {}
         self._holds_of: dict[Dot, dict[Dot, Hold]] = {}
         self._sum = 0

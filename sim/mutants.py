@@ -419,8 +419,8 @@ MUTANTS = (
         "first-version-shown",
         "Of concurrent versions another one is shown than the latest.",
         STORE_FILE,
-        "    return put.stamp, put.dot",
-        "    return -put.stamp, put.dot",
+        "    return put.manifest.is_upload, put.stamp, put.dot",
+        "    return put.manifest.is_upload, -put.stamp, put.dot",
         (STORE,),
     ),
 )

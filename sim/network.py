@@ -19,6 +19,7 @@ import trio
 
 from peer.config import Address
 from peer.env import AsgiApp, Listener, StartError
+from peer.tasks import helper_tasks
 
 DELAY_S = (0.0002, 0.002)
 """One way, the least and the most."""
@@ -213,8 +214,9 @@ class VirtualTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {})
         port = request.url.port or 80
-        body = b"".join([piece async for piece in request.stream])  # type: ignore[union-attr]
-        self._network.trace(self._name, f"{request.method} {port} {request.url.raw_path.decode()}", _digest(body))
+        body = b"".join(request.stream) if isinstance(request.stream, httpx.ByteStream) else None
+        shown = "streamed" if body is None else _digest(body)
+        self._network.trace(self._name, f"{request.method} {port} {request.url.raw_path.decode()}", shown)
         await self._network.delay()
         if not self._network.passes(self._name, port):
             await _time_out(timeout.get("connect"), httpx.ConnectTimeout, request)
@@ -223,6 +225,8 @@ class VirtualTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(f"port {port} refuses connections", request=request)
         exchange = _Exchange(listener, request, body)
         listener.nursery.start_soon(exchange.serve)
+        if body is None:
+            await exchange.send_body()
         with trio.move_on_after(_or_for_ever(timeout.get("read"))):
             await exchange.started.wait()
             await self._network.delay()
@@ -241,15 +245,35 @@ class _Exchange:
 
     BODY_PIECES_MAX = 4
 
-    def __init__(self, listener: VirtualListener, request: httpx.Request, body: bytes) -> None:
+    def __init__(self, listener: VirtualListener, request: httpx.Request, body: bytes | None) -> None:
         self._listener = listener
         self._request = request
-        self._body: bytes | None = body
+        self._send_body, self._body = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
+        self._body_is_whole = False
+        self._body_is_read = False
+        if body is not None:
+            self._send_body.send_nowait(body)
+            self._body_is_whole = True
+            self._send_body.close()
         self.started = trio.Event()
         self.status: int | None = None
         self.headers: list[tuple[bytes, bytes]] = []
         self._send, self.pieces = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
         self.is_whole = False
+
+    async def send_body(self) -> None:
+        """Send a body that is made piece by piece; what is left of it is dropped once the answer has begun."""
+        assert isinstance(self._request.stream, httpx.AsyncByteStream)
+        with trio.CancelScope() as sending, self._send_body:
+            async with helper_tasks() as nursery:
+                nursery.start_soon(self._stop_when_started, sending)
+                async for piece in self._request.stream:
+                    await self._send_body.send(piece)
+                self._body_is_whole = True
+
+    async def _stop_when_started(self, sending: trio.CancelScope) -> None:
+        await self.started.wait()
+        sending.cancel()
 
     async def serve(self) -> None:
         """Run the app, in the nursery of its peer."""
@@ -286,12 +310,16 @@ class _Exchange:
         }
 
     async def _receive(self) -> dict[str, Any]:
-        await trio.lowlevel.checkpoint()
-        if self._body is None:
+        if self._body_is_read:
             # Nothing more will come; a client that leaves is noticed when it is answered.
             await trio.sleep_forever()
-        body, self._body = self._body, None
-        return {"type": "http.request", "body": body, "more_body": False}
+        try:
+            return {"type": "http.request", "body": await self._body.receive(), "more_body": True}
+        except trio.EndOfChannel:
+            self._body_is_read = True
+        if self._body_is_whole:
+            return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.disconnect"}
 
     async def _on_message(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":

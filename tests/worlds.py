@@ -157,3 +157,17 @@ def spoil_files(world: World, name: str) -> int:
         file.content[len(file.content) // 2] ^= 1
         file.changes += 1
     return len(files)
+
+
+def spoil_chunk(world: World, name: str, chunk: bytes) -> None:
+    """Turn one bit of a chunk of a peer, behind its back: in its row, or in its file."""
+    platter = world.machines[name].platter
+    (database,) = platter.databases.values()
+    serial, content = database.execute("SELECT serial, content FROM chunks WHERE hash = ?", (chunk,)).fetchone()
+    if serial is None:
+        spoiled = bytes([content[0] ^ 1]) + content[1:]
+        database.execute("UPDATE chunks SET content = ? WHERE hash = ?", (spoiled, chunk))
+    else:
+        file = platter.files[f"chunks/{chunk[:1].hex()}/{chunk.hex()}.{serial}"]
+        file.content[len(file.content) // 2] ^= 1
+        file.changes += 1

@@ -60,6 +60,7 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
         Route("/peer/exchange", peers.exchange, methods=["POST"]),
         Route("/peer/snapshot", peers.snapshot),
         Route("/peer/chunks", peers.get_small_chunks, methods=["POST"]),
+        Route("/peer/chunks/renew", peers.renew_chunks, methods=["POST"]),
         Route("/peer/chunks/withdraw", peers.withdraw_chunks, methods=["POST"]),
         Route("/peer/chunks/{hash}", peers.get_chunk, methods=["GET"]),
         Route("/peer/chunks/{hash}", peers.put_chunk, methods=["PUT"]),

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from peer.http.content import FileResponse, clean_filename, guess_content_type
-from peer.http.errors import HttpError
+from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.multipart import open_file_part
 from peer.http.requests import file_key_in, number_in, services_of
 from peer.services import Services
@@ -112,10 +112,15 @@ async def download(request: Request) -> FileResponse:
     put = await services.files.find(file_key_in(request))
     if put is None:
         raise HttpError(404, "no file has this id; GET /files lists them")
+    if put.manifest.chunks is None:
+        reason = "it is registered and has no content; upload it with this file_id"
+        raise HttpError(503, f"the file cannot be read now: {reason}", {"retry-after": "5"})
     source = services.downloads.source_of(put)
-    if put.manifest.chunks is None or source is None:
-        reason = "it is registered and has no content" if put.manifest.chunks is None else "no holder can be reached"
-        raise HttpError(503, f"the file cannot be read now: {reason}; try again later", {"retry-after": "5"})
+    if source is None:
+        if request.method == "HEAD" and put.manifest.size_bytes:
+            raise HttpError(503, "the file cannot be read now: no holder can be reached; try again later", RETRY_AFTER)
+        # Its chunks may be there all the same, here and elsewhere; of an empty file there is nothing to look for.
+        source = services.state.me
     latency_ms = services.listing.latency_ms(source)
     return FileResponse(services.downloads, put, request.headers, (source, latency_ms))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -25,6 +26,8 @@ FILES_LIMIT = 100
 FILES_LIMIT_MAX = 1000
 QUEUE_LIMIT = 1000
 QUEUE_LIMIT_MAX = 10_000
+
+EMPTY_SHA256 = hashlib.sha256().digest()
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -96,6 +99,8 @@ def _manifest_in(services: Services, body: dict[str, Any]) -> Manifest:
         raise HttpError(400, "size_bytes is missing or no whole number of bytes")
     if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
         raise HttpError(400, "checksum_sha256 is missing or not 64 hexadecimal digits")
+    if (size_bytes == 0) != (bytes.fromhex(checksum) == EMPTY_SHA256):
+        raise HttpError(400, "size_bytes and checksum_sha256 contradict each other: one says that the file is empty")
     name = clean_filename(filename)
     claimed = body.get("content_type")
     return Manifest(
@@ -106,7 +111,9 @@ def _manifest_in(services: Services, body: dict[str, Any]) -> Manifest:
         content_type=guess_content_type(name, claimed if isinstance(claimed, str) else ""),
         uploaded_at_ms=services.state.wall_ms(),
         copies=services.state.config.copies,
-        chunks=None,
+        # There is nothing more to know of an empty file.
+        chunks=None if size_bytes else (),
+        registered=True,
     )
 
 

@@ -60,8 +60,7 @@ async def snapshot(request: Request) -> Response:
 async def get_small_chunks(request: Request) -> Response:
     """`POST /peer/chunks`: the contents of many small chunks."""
     services = peer_services(request)
-    fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
-    names = [codec.read_bytes(name, codec.HASH_BYTES) for name in fields[:SMALL_CHUNKS_MAX]]
+    names = (await _hashes_of(request))[:SMALL_CHUNKS_MAX]
     return _packed([await _small_chunk(services, name) for name in names])
 
 
@@ -117,13 +116,24 @@ async def put_chunk(request: Request) -> Response:
     return Response()
 
 
+async def renew_chunks(request: Request) -> Response:
+    """`POST /peer/chunks/renew`: an upload still arrives; keep what it staged. Answered with what is not here."""
+    state = peer_services(request).state
+    names = await _hashes_of(request)
+    return _packed([name for name in names if not state.chunks.renew(name) and state.chunks.row(name) is None])
+
+
 async def withdraw_chunks(request: Request) -> Response:
     """`POST /peer/chunks/withdraw`: an upload was broken off, the chunks it staged here are of no use."""
     state = peer_services(request).state
-    fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
-    names = [codec.read_bytes(name, codec.HASH_BYTES) for name in fields]
+    names = await _hashes_of(request)
     state.chunks.discard([chunk for name in names if (chunk := state.chunks.withdraw(name)) is not None])
     return Response()
+
+
+async def _hashes_of(request: Request) -> list[bytes]:
+    fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
+    return [codec.read_bytes(name, codec.HASH_BYTES) for name in fields]
 
 
 async def _body_up_to(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
