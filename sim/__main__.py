@@ -9,6 +9,7 @@ import click
 from peer.cli.main import run_command
 from sim.chaos import chaos
 from sim.mutations import mutations
+from sim.run import run
 from sim.smoke import smoke
 
 
@@ -20,6 +21,7 @@ def sim() -> None:
 
 sim.add_command(chaos)
 sim.add_command(mutations)
+sim.add_command(run)
 sim.add_command(smoke)
 
 

@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 from peer.config import Address, Config
-from peer.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, Work
+from peer.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, StartError, StoreError, Work
 from peer.node import Node
 from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
@@ -138,6 +138,12 @@ class _Machine:
     env: VirtualEnv | None = None
     scope: trio.CancelScope | None = None
     gone: trio.Event | None = None
+    may_fail_to_start: bool = False
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a peer runs here and has joined its cluster."""
+        return self.node is not None and self.node.services is not None
 
 
 class World:
@@ -197,7 +203,22 @@ class World:
         machine.env, machine.node, machine.gone = env, Node(config, env), trio.Event()
         self.trace(name, "starts", f"life {machine.lives}")
         self._nursery.start_soon(self._live, machine)
-        await self.wait_until(lambda: machine.node is not None and machine.node.services is not None, 30)
+        await self.wait_until(lambda: machine.is_up, 30)
+
+    async def try_start(self, name: str) -> bool:
+        """Start a peer whose disk may fail it; False when it said that it cannot start."""
+        machine = self.machines[name]
+        if machine.node is not None:
+            return True
+        machine.may_fail_to_start = True
+        try:
+            with trio.move_on_after(30):
+                await self.start(name)
+            if machine.node is not None and not machine.is_up:
+                await self.crash(name)
+        finally:
+            machine.may_fail_to_start = False
+        return machine.is_up
 
     async def _live(self, machine: _Machine) -> None:
         node, env, gone = machine.node, machine.env, machine.gone
@@ -207,10 +228,15 @@ class World:
         try:
             with trio.CancelScope() as machine.scope:
                 await node.run()
-        # The clean-up of a peer whose power is gone fails here and there; anything else is a bug.
-        except BaseException:
-            if not env.mount.is_cut:
+        # The clean-up of a peer whose power is gone fails here and there, and on a bad disk one may not start; anything
+        # else is a bug.
+        except BaseException as error:
+            cannot_start = machine.may_fail_to_start and node.services is None and _is_about_the_disk(error)
+            if not env.mount.is_cut and not cannot_start:
                 raise
+            if cannot_start:
+                self.trace(machine.name, "cannot start", "")
+                machine.node = None
         finally:
             env.fence()
             gone.set()
@@ -257,12 +283,17 @@ class World:
 
     async def upload(self, name: str, filename: str, content: bytes, file_id: str | None = None) -> httpx.Response:
         """A client's upload, as curl sends it. Raises httpx.HTTPError."""
+        return await self.post_file(name, f"/files?file_id={file_id}" if file_id else "/files", filename, content, {})
+
+    async def post_file(
+        self, name: str, path: str, filename: str, content: bytes, headers: Mapping[str, str]
+    ) -> httpx.Response:
+        """A form with one file in it. Raises httpx.HTTPError."""
         boundary = "-- a boundary of the simulated client --".replace(" ", "-")
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\n'
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-        query = f"?file_id={file_id}" if file_id else ""
-        return await self.request(name, "POST", f"/files{query}", content=body, headers=headers)
+        content_type = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        return await self.request(name, "POST", path, content=body, headers={**content_type, **headers})
 
     # --- time ---
 
@@ -274,14 +305,23 @@ class World:
                 await trio.sleep(0.05)
 
     def have_converged(self) -> bool:
-        """Whether all running peers have equal version vectors and states, and nobody lacks a copy."""
+        """Whether all running peers have equal version vectors and states, and nobody lacks a copy of any content."""
         roots = [node.services.state.replica.root() for node in self.live_nodes() if node.services]
         return len(dict.fromkeys(roots)) <= 1 and not any(map(_lacks_copies, self.live_nodes()))
 
 
+def _is_about_the_disk(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_about_the_disk, error.exceptions))
+    return isinstance(error, StoreError | StartError | trio.Cancelled)
+
+
 def _lacks_copies(node: Node) -> bool:
     assert node.services is not None
-    query = "SELECT EXISTS (SELECT 1 FROM queue WHERE status = 'PENDING')"
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM queue JOIN puts ON puts.id = queue.put"
+        " WHERE status = 'PENDING' AND puts.chunks IS NOT NULL)"
+    )
     database = node.services.state.database
     return database.look_up(lambda connection: bool(connection.execute(query).fetchone()[0]))
 

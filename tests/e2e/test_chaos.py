@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from e2e.cluster_fixture import bytes_in, running_peers, within
 
-from sim.chaos import Chaos, FileModel, Version
+from sim.chaos import Chaos
+from sim.model import FileModel, Version
 
 SECONDS = float(os.environ.get("MINIDFS_E2E_SECONDS", "12"))
 SEED = int(os.environ.get("MINIDFS_E2E_SEED", "7"))

@@ -46,6 +46,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         uploaded_at_ms=draw(_up_to(MS_MAX)),
         copies=draw(st.integers(0, COPIES_MAX)),
         chunks=chunks,
+        registered=draw(st.booleans()),
     )
 
 

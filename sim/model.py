@@ -1,0 +1,101 @@
+"""What clients may expect to read after what was acknowledged, by simulated peers or by real ones."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import httpx
+
+
+class PromiseBroken(Exception):
+    """The peers did not keep what they had promised; the message says what was expected and what was seen."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """One body that was sent, and who said to have it on disk; nobody for one that was never acknowledged."""
+
+    seed: int
+    size: int
+    sha256: str
+    holders: frozenset[str] = frozenset()
+
+    def is_live(self, live: frozenset[str]) -> bool:
+        """Whether a peer that promised to have it is up."""
+        return bool(self.holders & live)
+
+
+@dataclass(slots=True)
+class FileModel:
+    """What may be seen under one file id.
+
+    A peer that had a version on its disk has heard of it, so a write or delete through that peer removes it; through
+    another one it may survive as a sibling, and come to light when the version above it is deleted.
+    """
+
+    file_key: str
+    shown: list[Version | None] = field(default_factory=lambda: [None])
+    """What a read may find, one of these; None is 404."""
+    beneath: list[Version] = field(default_factory=list)
+    """Versions that may be live under the one that is shown."""
+    busy: bool = False
+    retired: bool = False
+    """An operation on it was given up and may still happen: nothing can be said of it any more."""
+
+    @property
+    def must_exist(self) -> bool:
+        """Whether every version that can be shown is one."""
+        return None not in self.shown
+
+    def acknowledged_put(self, version: Version, via: str) -> None:
+        """A receipt came."""
+        self.beneath = self._unknown_to(via)
+        self.shown = [version]
+
+    def acknowledged_delete(self, via: str) -> None:
+        """200 to a DELETE."""
+        self.beneath = self._unknown_to(via)
+        self.shown = [None, *self.beneath]
+
+    def uncertain_put(self, version: Version) -> None:
+        """No answer: it may have happened."""
+        self.shown.append(version)
+
+    def uncertain_delete(self) -> None:
+        """No answer: it may have happened."""
+        self.shown += [None, *self.beneath]
+
+    def may_be_unknown_to(self, via: str) -> bool:
+        """Whether a peer may answer 404."""
+        return not all(version is not None and via in version.holders for version in self.shown)
+
+    def _unknown_to(self, via: str) -> list[Version]:
+        versions = [version for version in self.shown if version is not None] + self.beneath
+        return [version for version in dict.fromkeys(versions) if via not in version.holders]
+
+    def objection(self, status: int, sha256: str, live: frozenset[str], *, all_up: bool) -> str | None:
+        """Why an answer to GET breaks a promise; None when it is fine."""
+        versions = [version for version in self.shown if version is not None]
+        if status == httpx.codes.OK:
+            if any(version.sha256 == sha256 for version in versions):
+                return None
+            return f"{self.file_key}: content {sha256[:12]} instead of {self._expected()}"
+        # A peer that knows nothing of the id and finds nobody to ask says so.
+        nothing = (httpx.codes.NOT_FOUND,) if all_up else (httpx.codes.NOT_FOUND, httpx.codes.SERVICE_UNAVAILABLE)
+        if None in self.shown and status in nothing:
+            return None
+        if not all_up and not all(version.is_live(live) for version in versions):
+            return None
+        return f"{self.file_key}: answered {status} instead of {self._expected()}"
+
+    def _expected(self) -> str:
+        return " or ".join(
+            "404" if version is None else f"{version.sha256[:12]} ({version.size} bytes on {sorted(version.holders)})"
+            for version in self.shown
+        )
+
+
+def content_of(seed: int, size: int) -> bytes:
+    """The body of a version; a different one for each seed."""
+    return random.Random(seed).randbytes(size)
