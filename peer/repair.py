@@ -297,7 +297,7 @@ class Repair:
         attempt.last_attempt_ms = self._state.wall_ms()
 
     def _fail(self, dot: Dot, error: str) -> None:
-        if self._state.put_row(dot) is None:
+        if self._is_gone(dot):
             # Deleted or overwritten in the meantime: nobody has it, and nobody misses it.
             self.attempts.pop(dot, None)
             return
@@ -309,6 +309,13 @@ class Repair:
         attempt.retry_count += 1
         attempt.not_before = self._state.env.clock.now() + pause * self._jitter.uniform(0.8, 1.0)
         log.warning("repair of a copy failed, attempt %d: %s", attempt.retry_count, error)
+
+    def _is_gone(self, dot: Dot) -> bool:
+        try:
+            return self._state.put_row(dot) is None
+        except StoreError:
+            # Nobody knows; the next look at what is missing tells.
+            return False
 
     def known_attempts(self) -> list[list[object]]:
         """For each item this peer is working on or has failed: id, status, retries, last attempt (ms) and error."""
