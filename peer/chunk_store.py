@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,19 @@ from blake3 import blake3
 from peer.catalog_store import ChunkRow, SqliteStore, chunk_file_name, chunk_row
 from peer.config import Config
 from peer.database import Database
-from peer.env import ChunkCorrupt, ChunkMissing, Disk, Env, FileIdentity, ReadableFile, StoreError, Work, WritableFile
+from peer.env import (
+    ChunkCorrupt,
+    ChunkMissing,
+    Disk,
+    Env,
+    FileIdentity,
+    NoSpace,
+    ReadableFile,
+    StoreError,
+    Work,
+    WritableFile,
+)
+from peer.space import Space
 
 log = logging.getLogger("minidfs.chunks")
 
@@ -90,6 +103,10 @@ class ChunkWriter:
 
     def write(self, piece: bytes | memoryview) -> None:
         """Append bytes. Raises NoSpace, StoreError."""
+        with self._store.noting_full():
+            self._write(piece)
+
+    def _write(self, piece: bytes | memoryview) -> None:
         self._hash.update(piece)
         self.size += len(piece)
         if self._file is not None:
@@ -105,6 +122,10 @@ class ChunkWriter:
 
     def finish(self) -> FreshChunk:
         """Sync what was written and give it its name. Raises NoSpace, StoreError."""
+        with self._store.noting_full():
+            return self._finish()
+
+    def _finish(self) -> FreshChunk:
         name = self._hash.digest()
         if self._file is None:
             return FreshChunk(name, self.size, None, bytes(self._head))
@@ -156,8 +177,9 @@ class SpooledFile:
 class ChunkStore:
     """All chunks of one peer. Methods that are not `async` block, but for those that say otherwise."""
 
-    def __init__(self, env: Env, config: Config, database: Database) -> None:
+    def __init__(self, env: Env, config: Config, database: Database, space: Space) -> None:
         self._env = env
+        self._space = space
         self.disk = env.disk
         self._database = database
         self._serials = env.chance("chunk serials")
@@ -209,6 +231,15 @@ class ChunkStore:
 
     # --- writing ---
 
+    @contextmanager
+    def noting_full(self) -> Iterator[None]:
+        """Let the owner of the disk's space know when there is none; not on the event loop."""
+        try:
+            yield
+        except NoSpace:
+            self._space.note_full()
+            raise
+
     def next_serial(self) -> int:
         """A number no chunk file has had (never blocks)."""
         return self._serials.getrandbits(53)
@@ -236,7 +267,8 @@ class ChunkStore:
         path = f"{_INCOMING}/{self.next_serial()}"
         writer = self.disk.create(path)
         try:
-            writer.write(content)
+            with self.noting_full():
+                writer.write(content)
             writer.close()
             return SpooledFile(self.disk, path)
         except BaseException:

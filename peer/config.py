@@ -64,6 +64,8 @@ class Config:
     """A peer that answers no probe for this long is taken for down."""
     target_timeout_s: float = 1.0
     """An upload's target, or a peer asked before a delete, that makes no progress for this long counts as failed."""
+    reserve_bytes: int = 32 * 1024 * 1024
+    """Set aside on the disk, so that files can still be deleted when it is full; 0 for nothing."""
     shutdown_grace_s: float = 10.0
     """Requests that run when a peer is told to stop may finish for this long."""
     inline_bytes_max: int = 32 * 1024

@@ -40,6 +40,7 @@ _STOPPED = "this peer is stopping; nothing more is written"
 @dataclass(slots=True, eq=False)
 class _Step(Generic[T]):
     run: Callable[[], T]
+    grows: bool = False
     done: trio.Event = field(default_factory=trio.Event)
     result: T | None = None
     error: Exception | None = None
@@ -71,6 +72,10 @@ class Database:
         self.on_uncertain: Callable[[], None] = lambda: None
         self.remember: Callable[[], Callable[[], None]] = lambda: lambda: None
         """Called as a transaction begins; what it returns is called if it is rolled back, to undo in memory too."""
+        self.on_full: Callable[[], None] = lambda: None
+        """Called on the writer's thread when there is no space; it may make some."""
+        self.check_space: Callable[[], None] = lambda: None
+        """Called before a step that grows; raises NoSpace to keep what space there is for others."""
         self.on_unused_files: Callable[[list[str]], None] = lambda names: None
         self._unused_files: list[str] = []
         self._is_clean = True
@@ -90,12 +95,19 @@ class Database:
     async def open(self) -> None:
         """Open the database, made or brought up to date if need be. Raises StartError, StoreError."""
         file = await self._env.run_blocking(Work.DISK, self._env.disk.database, self._path)
-        await self._env.run_blocking(Work.DATABASE_WRITE, self._open_writer, file)
+        await self._env.run_blocking(Work.DATABASE_WRITE, self._open_in_what_space_there_is, file)
         await self._env.run_blocking(Work.DATABASE_READ, self._open_scanner, file)
         with translated_errors():
             # What blocks, making the file and recovering it, was done by the writer.
             self._reader = file.connect_reader()
         self._file = file
+
+    def _open_in_what_space_there_is(self, file: DatabaseFile) -> None:
+        try:
+            self._open_writer(file)
+        except NoSpace:
+            self.on_full()
+            self._open_writer(file)
 
     def _open_writer(self, file: DatabaseFile) -> None:
         with translated_errors():
@@ -117,15 +129,18 @@ class Database:
 
     # --- writing ---
 
-    async def write(self, step: Callable[[], T]) -> T:
+    async def write(self, step: Callable[[], T], *, grows: bool = False) -> T:
         """Run `step` in a transaction and return its result once that is on the disk.
+
+        One that `grows`, for it brings content, is refused while the disk is full: others, as deletions, may need what
+        room there is.
 
         `step` runs on the writer's thread, may run again after a roll-back, and must change nothing but the store (and
         memory the store or the rules keep). Once handed in it cannot be cancelled: the caller may own what the step
         adopts, and must hear what became of it. Raises NoSpace or StoreError when nothing of it was written, or when
         that is unknown: see `wait_settled`; and what `step` raises, after rolling it back.
         """
-        waiting = _Step(step)
+        waiting = _Step(step, grows)
         try:
             await self._send.send(waiting)
         except trio.BrokenResourceError:
@@ -202,7 +217,16 @@ class Database:
                 for step in batch:
                     self._commit([step])
             elif batch:
-                batch[0].error = error
+                batch[0].error = self._second_attempt(batch) if isinstance(error, NoSpace) else error
+
+    def _second_attempt(self, batch: list[_Step[Any]]) -> Exception | None:
+        """After making space; what went wrong this time, if anything."""
+        self.on_full()
+        try:
+            self._transact(batch)
+        except Exception as error:  # noqa: BLE001  (as above)
+            return error
+        return None
 
     def _transact(self, batch: list[_Step[Any]]) -> None:
         assert self._writer is not None, "the database is open"
@@ -217,6 +241,8 @@ class Database:
                     # A commit that changes nothing is not written, and would settle nothing.
                     set_meta_value(self._writer, "settled", (meta_value(self._writer, "settled") or 0) + 1)
                 for step in batch:
+                    if step.grows:
+                        self.check_space()
                     step.result = step.run()
                 self.store.flush()
                 committing = True

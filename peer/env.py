@@ -135,6 +135,9 @@ class Disk(Protocol):
     def create(self, path: str) -> WritableFile:
         """A new empty file. Raises StoreError, also when the name is taken."""
 
+    def allocate(self, path: str, size: int) -> None:
+        """A new file that takes up so many bytes, whatever they are. Raises NoSpace, and then there is none."""
+
     def rename(self, old: str, new: str) -> None:
         """Move a file to a name not yet taken; durable once both folders are synced."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
@@ -115,6 +115,9 @@ class Exchanger:
         """
         state = self._state
         self.learn((request.sender, *request.members))
+        if state.space.reason is not None:
+            # What others did is heard; their content has to wait.
+            request = replace(request, hold=(), chunks=())
         ops = await self._decode(request.ops)
         inline = self._inline_content(request)
         wanted = self._wanted_content(request, ops)
@@ -128,7 +131,8 @@ class Exchanger:
         # Looked at here and not in the step, which runs on another thread.
         members = state.membership.members()
         try:
-            answered = await state.database.write(lambda: self._answer(request, ops, fresh, rows, members))
+            step = partial(self._answer, request, ops, fresh, rows, members)
+            answered = await state.database.write(step, grows=bool(fresh))
             adopted = answered.adopted
         finally:
             self._stage_again(claimed, adopted)

@@ -115,7 +115,7 @@ class Files:
             shown = versions[-1]
             return shown if _same_content(shown.manifest, manifest) else None
 
-        put = await self._state.database.write(step)
+        put = await self._state.database.write(step, grows=True)
         if put is None:
             raise Conflict(f"{manifest.file_key} has other content already; register it under another key")
         self._state.news.ring()

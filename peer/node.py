@@ -23,6 +23,7 @@ from peer.listing import Listing
 from peer.members import load_members, load_ranks, save_members, update_placement
 from peer.repair import Repair
 from peer.services import Services
+from peer.space import Space
 from peer.state import PeerState, Placement
 from peer.upkeep import Upkeep
 from peer.uploads import Uploads
@@ -54,6 +55,7 @@ class Node:
         self.services: Services | None = None
         self.address = config.listen
         self._stop = trio.Event()
+        self.space = Space(env, config.reserve_bytes)
         self._placement_turn = trio.Lock()
 
     @property
@@ -73,9 +75,11 @@ class Node:
         with self.env.disk.lock():
             placement = Placement()
             database = Database(self.env, DATABASE, placement.targets)
+            database.on_full, database.check_space = self.space.note_full, self.space.check
             try:
                 await database.open()
                 await self._look_over(database, placement)
+                await self.space.set_aside()
                 await self._run(database, placement, task_status)
             finally:
                 with trio.CancelScope(shield=True):
@@ -152,6 +156,7 @@ class Node:
             services.repair.run,
             services.upkeep.run,
             services.state.chunks.run_collector,
+            self.space.run,
         ):
             nursery.start_soon(task)
         await self._on_members(services.state)
@@ -188,10 +193,11 @@ class Node:
             me=me.node_id,
             database=database,
             replica=replica,
-            chunks=ChunkStore(self.env, self.config, database),
+            chunks=ChunkStore(self.env, self.config, database, self.space),
             membership=Membership(me, members, self.config.probe_interval_s, self.config.down_after_s),
             placement=placement,
             client=PeerClient(self.env, cluster_id),
+            space=self.space,
         )
         placement.follow(state.membership.members())
         await self._take_stock(state)

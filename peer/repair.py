@@ -103,6 +103,8 @@ class Repair:
                 with trio.move_on_after(self._state.config.heal_interval_s):
                     await self._wanted.wait()
                 self._wanted = trio.Event()
+                if self._state.space.reason is not None:
+                    continue
                 try:
                     await self.heal()
                 except StoreError as error:
@@ -273,7 +275,7 @@ class Repair:
             adopted = [chunk for put in puts for chunk in state.take_hold(put.dot, fresh, rows, recovered=True)]
             return adopted, known
 
-        adopted, known = await state.database.write(step)
+        adopted, known = await state.database.write(step, grows=True)
         kept = {id(chunk) for chunk in adopted}
         state.chunks.discard([chunk for chunk in fresh.values() if id(chunk) not in kept])
         for put in puts:

@@ -16,6 +16,7 @@ from peer.client import PeerClient
 from peer.config import Config
 from peer.database import Database
 from peer.env import ChunkCorrupt, ChunkMissing, Env
+from peer.space import Space
 from protocol.identity import Dot, NodeId
 from protocol.membership import Membership
 from protocol.messages import Member
@@ -97,6 +98,7 @@ class PeerState:
     membership: Membership
     placement: Placement
     client: PeerClient
+    space: Space
     news: Bell = field(default_factory=Bell)
     """The catalog has changed."""
     ready: trio.Event = field(default_factory=trio.Event)

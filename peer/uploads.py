@@ -96,6 +96,7 @@ class Uploads:
 
         Raises UploadRefused, NoSpace or StoreError, and what `pieces` raises; then nothing of it stays.
         """
+        self._state.space.check()
         file_key = new.file_key or self.new_file_key()
         targets = self._state.placement.targets_of(file_key, new.copies)
         async with helper_tasks() as nursery:
@@ -137,7 +138,7 @@ class Uploads:
             put = self._same_as_shown(manifest) or self._state.replica.put(manifest, self._state.wall_ms())
             return put, self._state.take_hold(put.dot, fresh, {}, recovered=False)
 
-        put, adopted = await self._state.database.write(step)
+        put, adopted = await self._state.database.write(step, grows=True)
         intake.adopted(adopted)
         await intake.discard()
         self._state.news.ring()

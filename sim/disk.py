@@ -188,7 +188,7 @@ class Mount:
 
     def list_files(self, folder: str) -> list[tuple[str, int]]:
         self.check()
-        prefix = f"{folder}/"
+        prefix = f"{folder}/" if folder else ""
         return sorted(
             (path.removeprefix(prefix), len(file.content))
             for path, file in self.platter.files.items()
@@ -206,6 +206,15 @@ class Mount:
             raise StoreError(f"{path} is there already")
         self.platter.files[path] = self.platter.new_file()
         return NewFile(self, self.platter.files[path])
+
+    def allocate(self, path: str, size: int) -> None:
+        file = self.create(path)
+        try:
+            file.write(bytes(size))
+            file.sync()
+        except StoreError:
+            self.platter.files.pop(path)
+            raise
 
     def rename(self, old: str, new: str) -> None:
         self._check_folder(new.rpartition("/")[0])

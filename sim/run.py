@@ -31,13 +31,15 @@ from sim.model import FileModel, PromiseBroken, Version, content_of
 from sim.world import World, run_world
 
 PEERS = 3
-STORM_S = 40.0
+STORM_S = 30.0
 HEAL_S = 400.0
 """Of virtual time, for everything to be well again."""
 CLIENTS = 2
 KEYS = 10
 SIZES = (0, 1, 300, 1000, 1001, 4000, 9000)
-SETTINGS: dict[str, Any] = {"inline_bytes_max": 1000, "chunk_bytes_max": 4000, "heal_interval_s": 10.0}
+SETTINGS: dict[str, Any] = {
+    "inline_bytes_max": 1000, "chunk_bytes_max": 4000, "heal_interval_s": 10.0, "reserve_bytes": 6 * 1024 * 1024
+}  # fmt: skip
 CONTENTS = 6
 """Contents that are sent again and again, under several keys."""
 

@@ -198,6 +198,7 @@ class World:
             data=Path(name),
             join=others,
             cluster_id="00" * 16,
+            reserve_bytes=0,
         )
         config = replace(config, **self._settings)
         machine.env, machine.node, machine.gone = env, Node(config, env), trio.Event()

@@ -42,6 +42,8 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
             return error_response(503, "joining: the peers of the cluster have not answered yet", RETRY_AFTER)
         if running.state.draining:
             return error_response(503, "draining: this peer is being stopped", RETRY_AFTER)
+        if running.state.space.reason is not None:
+            return error_response(503, f"read-only: {running.state.space.reason}", RETRY_AFTER)
         return JSONResponse({"status": "READY", "node_id": config.node_id})
 
     routes = [

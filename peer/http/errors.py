@@ -84,7 +84,8 @@ async def on_known_error(request: Request, error: Exception) -> Response:
     """Answer an error of the services by its kind."""
     kind = next(kind for kind in type(error).__mro__ if kind in STATUS_OF)
     status, headers = STATUS_OF[kind]
-    if isinstance(error, StoreError):
+    # That the disk is full was said when it became so.
+    if isinstance(error, StoreError) and not isinstance(error, NoSpace):
         log.error("%s %s failed: %s", request.method, request.url.path, error)
     return error_response(status, f"{error}", headers)
 

@@ -99,6 +99,7 @@ async def put_chunk(request: Request) -> Response:
     services = peer_services(request)
     name = _hash_in(request)
     state = services.state
+    state.space.check()
     writer = ChunkWriter(state.chunks)
     try:
         async for piece in _body_up_to(request, state.config.chunk_bytes_max):

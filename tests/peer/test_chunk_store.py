@@ -20,6 +20,7 @@ from peer.chunk_store import STAGED_FOR_S, VERIFIED_FOR_S, ChunkStore, ChunkWrit
 from peer.config import Address, Config
 from peer.database import Database
 from peer.env import ChunkCorrupt, ChunkMissing, Disk, StoreError, Work
+from peer.space import Space
 from peer.system import SystemDisk
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest, Put
@@ -65,7 +66,7 @@ class Store:
         self.env = PlainEnv(disk, life)
         self.database = Database(self.env, "minidfs.db", no_targets)  # type: ignore[arg-type]
         trio.run(self.database.open)
-        self.chunks = ChunkStore(self.env, config, self.database)  # type: ignore[arg-type]
+        self.chunks = ChunkStore(self.env, config, self.database, Space(self.env, 0))  # type: ignore[arg-type]
         self.stock = trio.run(self.chunks.open)
         self.replica = Replica(NodeId("node-1"), self.database.store, self.env.chance("epochs"))
 
