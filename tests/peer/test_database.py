@@ -19,10 +19,10 @@ import sqlite_utils
 import trio
 import trio.lowlevel
 
-from peer.catalog_store import no_targets
+from peer.catalog_store import no_targets, pack_chunks
 from peer.database import Database, meta_value, set_meta_value
 from peer.env import DatabaseFile, NoSpace, StartError, StoreError, Work
-from peer.schema import SCHEMA_VERSION, migrate
+from peer.schema import SCHEMA_VERSION, migrate, migrations
 from peer.system import SystemDatabaseFile, SystemEnv
 from protocol import catalog
 from protocol.identity import NodeId
@@ -316,6 +316,72 @@ def test_a_disk_that_fails_even_at_rolling_back_is_still_a_store_error(tmp_path:
     run(tmp_path, body, FaultyFile)
 
 
+def test_what_was_rolled_back_is_told_to_nobody_even_if_rolling_back_failed(tmp_path: Path) -> None:
+    async def body(database: Database) -> None:
+        connection = database.store.connection
+        assert isinstance(connection, FaultyConnection)
+        replica = replica_of(database)
+        await database.write(lambda: replica.put(manifest("before"), NOW_MS))
+        told = database.committed
+        connection.fails_at = ("COMMIT", "ROLLBACK")
+        outcomes = await write_all(database, lambda: replica.put(manifest("never"), NOW_MS))
+        assert [type(outcome) for outcome in outcomes] == [StoreError]
+        assert database.committed == told
+        connection.fails_at = ()
+        await database.write(lambda: None)
+        assert database.committed == told
+
+    run(tmp_path, body, FaultyFile)
+
+
+def test_a_connection_is_of_use_on_its_own_thread_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        env = SystemEnv(tmp_path)
+        database = Database(env, "minidfs.db", no_targets)
+        await database.open()
+
+        def look_up() -> object:
+            return database.look_up(lambda connection: connection.execute("SELECT 1").fetchone())
+
+        assert look_up() == (1,)
+        for work in (Work.DISK, Work.HASH, Work.DATABASE_READ, Work.DATABASE_WRITE):
+            with pytest.raises(sqlite3.ProgrammingError, match="thread"):
+                await env.run_blocking(work, look_up)
+        with pytest.raises(sqlite3.ProgrammingError, match="thread"):
+            database.store.puts_of("k")
+        assert await database.write_alone(lambda: database.store.puts_of("k")) == []
+        assert await database.read(lambda connection: connection.execute("SELECT 2").fetchone()) == (2,)
+        await database.close()
+
+    trio.run(main)
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    file = SystemDatabaseFile(tmp_path / "minidfs.db")
+    writer = file.connect_writer()
+    migrations.apply(sqlite_utils.Database(writer), stop_before="m002_parts")
+    writer.execute("PRAGMA user_version = 1")
+    writer.execute("INSERT INTO nodes (id, node_id) VALUES (1, 'node-1')")
+    writer.execute("INSERT INTO origins VALUES (1, 1, 7, 3, 0)")
+    columns = (
+        "origin, seq, stamp, file_key, partition, filename, size_bytes, sha256, content_type, uploaded_at_ms, copies"
+    )
+    for seq, chunks, shown, held in [(1, pack_chunks((Chunk(bytes(32), 3),)), 0, 1), (2, None, 1, 0)]:
+        writer.execute(
+            f"INSERT INTO puts ({columns}, chunks, shown, held)"
+            " VALUES (1, ?, ?, 'k', 0, 'k', 3, x'00', 'a/b', 0, 1, ?, ?, ?)",
+            (seq, seq, chunks, shown, held),
+        )
+    writer.close()
+
+    async def body(database: Database) -> None:
+        await trio.lowlevel.checkpoint()
+        found = database.store.connection.execute("SELECT seq, shown, held, kept, registered FROM puts ORDER BY seq")
+        assert found.fetchall() == [(1, 1, 1, 1, 0), (2, 0, 0, 0, 0)]
+
+    run(tmp_path, body)
+
+
 def test_a_full_disk_is_no_space_and_the_store_works_again_when_there_is_room(tmp_path: Path) -> None:
     async def body(database: Database) -> None:
         replica = replica_of(database)
@@ -541,7 +607,7 @@ WRITER = """
 import sys, trio
 from pathlib import Path
 from random import SystemRandom
-from peer.catalog_store import no_targets
+from peer.catalog_store import no_targets, pack_chunks
 from peer.database import Database
 from peer.system import SystemEnv
 from protocol.identity import NodeId

@@ -6,10 +6,12 @@ Each test runs against this machine's files and sockets, and against those in me
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -21,7 +23,7 @@ from peer.config import Address
 from peer.env import ChunkMissing, Disk, Env, Listener, StartError, StoreError, Work
 from peer.http.server import Server
 from peer.system import SystemDatagrams, SystemDisk, SystemEnv
-from sim.disk import Mount, Platter
+from sim.disk import Faults, Mount, Platter
 from sim.world import VirtualEnv, World, run_world
 
 DEADLINE_S = 20
@@ -185,7 +187,64 @@ def test_a_database_keeps_what_was_committed(disk: Disk) -> None:
         again.close()
 
 
+def test_a_folder_is_made_durable_also_when_a_kill_left_it_unsynced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("peer.system.sync_folder", synced.append)
+    root = tmp_path / "above" / "root"
+    (root / "chunks" / "aa").mkdir(parents=True)
+    disk = SystemDisk(root)
+    with disk.lock():
+        assert {root.parent, tmp_path} <= {*synced}, "the name of the data folder, and of the one above it"
+        synced.clear()
+        disk.make_folder("chunks/aa")
+        assert {*synced} == {root, root / "chunks"}
+
+
+def test_space_that_was_allocated_is_taken(disk: Disk) -> None:
+    with disk.lock():
+        disk.allocate("reserve", 100_000)
+        assert dict(disk.list_files(""))["reserve"] == 100_000
+        disk.remove("reserve")
+        assert "reserve" not in dict(disk.list_files(""))
+
+
 # --- what only the virtual disk can show ---
+
+
+def test_a_folder_whose_name_was_not_synced_dies_in_a_crash_with_all_that_is_in_it() -> None:
+    platter = Platter()
+    disk = Mount(platter)
+    disk.make_folder("kept")
+    platter.folders["kept/lost"] = None
+    write(disk, "kept/lost/file", b"synced")
+    disk.sync_folder("kept/lost")
+    platter.crash()
+    assert Mount(platter).list_files("kept/lost") == []
+    with pytest.raises(StoreError):
+        Mount(platter).create("kept/lost/again")
+
+
+def test_a_commit_that_failed_comes_back_after_a_crash_unless_another_was_written_over_it() -> None:
+    for is_overwritten in (False, True):
+        platter = Platter()
+        writer = Mount(platter).database("a.db").connect_writer()
+        writer.execute("CREATE TABLE meta (key)")
+        platter.faults = Faults(Random(1), eio_at_commit=1.0)
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO meta VALUES (1)")
+        with pytest.raises(sqlite3.OperationalError):
+            writer.execute("COMMIT")
+        writer.execute("ROLLBACK")
+        platter.faults = None
+        if is_overwritten:
+            writer.execute("BEGIN")
+            writer.execute("INSERT INTO meta VALUES (2)")
+            writer.execute("COMMIT")
+        platter.crash()
+        found = Mount(platter).database("a.db").connect_writer().execute("SELECT key FROM meta").fetchall()
+        assert found == ([(2,)] if is_overwritten else [(1,)])
 
 
 def test_a_crash_takes_what_was_not_synced_and_leaves_what_was() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from random import Random
 
 import httpx
 import pytest
@@ -31,7 +33,9 @@ from peer.chunk_store import STAGED_FOR_S
 from peer.env import StoreError
 from peer.state import PeerState
 from protocol.identity import NodeId
+from protocol.messages import Member
 from protocol.ops import Chunk
+from sim.disk import EVENT_LOOP, Faults
 from sim.world import World
 
 SMALL = {"inline_bytes_max": 100, "chunk_bytes_max": 1000}
@@ -378,3 +382,130 @@ def test_what_an_upload_staged_lapses_when_its_uploader_is_gone() -> None:
         assert orphans(world, "node-2") == []
 
     in_world(scenario, limit_s=1e5, **LARGE)
+
+
+# --- commits of unknown outcome, and disks that fail ---
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["comes back", "is lost"])
+def test_a_commit_that_failed_costs_no_content_whether_it_comes_back_or_not(comes_back: bool) -> None:
+    async def scenario(world: World) -> None:
+        content = world.chance.randbytes(2500)
+        await put(world, "node-1", "k", content)
+        platter = world.machines["node-1"].platter
+        platter.faults = Faults(Random(1), eio_at_commit=1.0)
+        refused = await world.upload("node-1", "k.bin", content, file_id="k")
+        assert refused.status_code == 503
+        # Long enough for whatever would be tidied up.
+        await trio.sleep(100)
+        assert platter.left_behind
+        if not comes_back:
+            platter.left_behind.clear()
+        await world.crash("node-1")
+        platter.faults = None
+        await world.start("node-1")
+        assert await get(world, "node-1", "k") == content
+        assert orphans(world, "node-1") == []
+
+    in_world(scenario, peers=1, copies=1, **SMALL)
+
+
+def test_what_a_failed_commit_was_to_adopt_goes_once_another_has_settled_it() -> None:
+    async def scenario(world: World) -> None:
+        platter = world.machines["node-1"].platter
+        platter.faults = Faults(Random(1), eio_at_commit=1.0)
+        assert (await world.upload("node-1", "k.bin", b"x" * 2500, file_id="k")).status_code == 503
+        await trio.sleep(10)
+        assert len(orphans(world, "node-1")) > 0
+        platter.faults = None
+        await trio.sleep(5)
+        assert orphans(world, "node-1") == []
+        assert platter.left_behind == {}
+        await world.crash("node-1")
+        await world.start("node-1")
+        assert await get(world, "node-1", "k") == 404
+
+    in_world(scenario, peers=1, copies=1, **SMALL)
+
+
+def test_no_peer_dies_of_a_disk_that_fails_at_every_call() -> None:
+    async def scenario(world: World) -> None:
+        content = world.chance.randbytes(2500)
+        await put(world, "node-1", "k", content)
+        await register_without_content(world)
+        platter = world.machines["node-1"].platter
+        for share in (0.2, 1.0, 0.05):
+            platter.faults = Faults(Random(1), eio=share, eio_at_commit=share)
+            for number in range(20):
+                await world.upload("node-2", "a", world.chance.randbytes(500), file_id=f"n{number}")
+                # It may end early.
+                with suppress(httpx.ReadError):
+                    await world.request("node-1", "GET", "/files/k")
+                await world.request("node-1", "GET", "/files?limit=5")
+                await trio.sleep(2)
+        platter.faults = None
+        await trio.sleep(60)
+        assert await get(world, "node-1", "k") == content
+        await put(world, "node-1", "again", content)
+        assert sorted(holders(world, "node-1", "n7")) == ["node-1", "node-2", "node-3"]
+
+    in_world(scenario, **SMALL)
+
+
+async def register_without_content(world: World) -> None:
+    """A copy that is missing for ever, so that repair tries and fails."""
+    body = {"file_key": "r", "original_filename": "r", "size_bytes": 3, "checksum_sha256": "ab" * 32}
+    assert (await world.request("node-2", "POST", "/files/register", json={**body, "node_id": "node-2"})).is_success
+
+
+def test_a_repair_that_cannot_look_up_what_became_of_its_file_tries_again() -> None:
+    async def scenario(world: World) -> None:
+        await register_without_content(world)
+        await trio.sleep(5)
+        repair = services(world, "node-1").repair
+
+        def fails(*_: object) -> None:
+            raise StoreError("the database cannot be read")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PeerState, "put_row", fails)
+            assert (await repair.heal(all_of_it=True)).failed == 1
+        assert (await repair.heal(all_of_it=True)).failed == 1
+
+    in_world(scenario, **SMALL)
+
+
+def test_members_are_looked_at_on_the_event_loop_only() -> None:
+    async def scenario(world: World) -> None:
+        machine = world.machines["node-2"]
+        membership, env = state(world, "node-2").membership, machine.env
+        assert env is not None
+        known, threads = membership.members, set()
+
+        def members() -> tuple[Member, ...]:
+            threads.add(env.mount.thread)
+            return known()
+
+        membership.members = members  # type: ignore[method-assign]
+        await put(world, "node-1", "k", b"x" * 2500)
+        await put(world, "node-2", "l", b"x" * 2500)
+        await world.request("node-2", "DELETE", "/files/k")
+        await trio.sleep(40)
+        assert threads == {EVENT_LOOP}
+
+    in_world(scenario, **SMALL)
+
+
+def test_a_file_of_the_same_hash_stands_in_for_one_that_its_row_names_and_is_not_there() -> None:
+    async def scenario(world: World) -> None:
+        content = world.chance.randbytes(900)
+        await put(world, "node-1", "k", content)
+        await world.crash("node-1")
+        files = world.machines["node-1"].platter.files
+        (path,) = [path for path in files if path.startswith("chunks/")]
+        files[path.rpartition(".")[0] + ".12345"] = files.pop(path)
+        await world.start("node-1")
+        assert await get(world, "node-1", "k") == content
+        assert orphans(world, "node-1") == []
+
+    in_world(scenario, peers=1, copies=1, **SMALL)
