@@ -32,6 +32,10 @@ WEIGHTS = (1, 2, 6, 4, 4, 4, 1)
 """Of the sizes: at the edges of what lies in the database and of a chunk; few large ones, which are mostly waiting."""
 
 WORKERS = 6
+SHARE_OF_EQUALS = 0.4
+EQUALS = 14
+"""Bodies that are sent again and again."""
+
 KEYS_OF_OUR_OWN = 12
 """File ids that are overwritten and deleted again and again."""
 OPERATION_TIMEOUT_S = 30.0
@@ -53,6 +57,8 @@ class Report:
     deletes: int = 0
     reads: int = 0
     uncertain: int = 0
+    wrong: int = 0
+    """Uploads whose content was not what their checksum said; none may be taken."""
     refused: Counter[str] = field(default_factory=Counter)
     """By what was asked and answered."""
     timeouts: int = 0
@@ -66,8 +72,8 @@ class Report:
         caught_up = ", ".join(f"{took_s:.1f}" for took_s in self.catch_up_s) or "none"
         return (
             f"seed {self.seed}: {self.uploads} uploads ({self.uploaded_bytes / 2**20:.0f} MiB), "
-            f"{self.deletes} deletes, {self.reads} checked reads, {self.uncertain} without an answer, "
-            f"{sum(self.refused.values())} refused, {self.timeouts} timed out, {self.kills} kills; "
+            f"{self.deletes} deletes, {self.reads} checked reads, {self.wrong} wrong uploads, "
+            f"{self.uncertain} without an answer, {sum(self.refused.values())} refused, {self.timeouts} timed out, {self.kills} kills; "
             f"caught up after {caught_up} s; all alike {self.converged_s:.1f} s after the end; "
             f"the slowest operation took {self.slowest_s:.1f} s"
             + "".join(f"\n  refused {count} times: {what}" for what, count in self.refused.most_common())
@@ -167,9 +173,11 @@ class Chaos:
             via = self._chance.choice(live)
             draw = self._chance.random()
             started = trio.current_time()
-            if draw < 0.5:
+            if draw < 0.4:
                 await self._upload(via, None)
-            elif draw < 0.75:
+            elif draw < 0.48:
+                await self._upload_wrong(via)
+            elif draw < 0.78:
                 own = self.files.setdefault(key := self._chance.choice(self._own), FileModel(key))
                 await self._with(own, self._upload, via, own)
             else:
@@ -190,11 +198,29 @@ class Chaos:
         finally:
             file.busy = False
 
-    async def _upload(self, via: str, file: FileModel | None) -> None:
-        seed = self._chance.getrandbits(48)
-        (size,) = self._chance.choices(SIZES, WEIGHTS)
+    def _content(self) -> tuple[Version, bytes]:
+        """A body of its own, or one of those that are sent again and again, under the same ids and others."""
+        if self._chance.random() < SHARE_OF_EQUALS:
+            seed = self._chance.randrange(EQUALS)
+            size = SIZES[seed % len(SIZES)]
+        else:
+            seed = self._chance.getrandbits(48)
+            (size,) = self._chance.choices(SIZES, WEIGHTS)
         body = content_of(seed, size)
-        version = Version(seed, size, hashlib.sha256(body).hexdigest())
+        return Version(seed, size, hashlib.sha256(body).hexdigest()), body
+
+    async def _upload_wrong(self, via: str) -> None:
+        """Content that is not what its checksum says, half of it content that is stored under other ids."""
+        version, body = self._content()
+        wrong = {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        response = await self._send("POST", via, "/files", files={"file": ("wrong.bin", body)}, headers=wrong)
+        if isinstance(response, httpx.Response):
+            self._expect(response.status_code != httpx.codes.OK, f"{via} took {version} with another checksum")
+            self.report.wrong += 1
+
+    async def _upload(self, via: str, file: FileModel | None) -> None:
+        version, body = self._content()
+        seed, size = version.seed, version.size
         self._sent[version.sha256] = version
         response = await self._send(
             "POST",

@@ -476,7 +476,7 @@ MUTANTS = (
         "peer/chunk_store.py",
         "            await self._database.wait_settled()\n",
         "",
-        (HOLDING,),
+        (HOLDING + "::test_what_a_failed_commit_was_to_adopt_goes_once_another_has_settled_it",),
     ),
     Mutant(
         "doubt-never-settled",
@@ -484,7 +484,7 @@ MUTANTS = (
         "peer/database.py",
         "SETTLE_EVERY_S if self._is_in_doubt else math.inf",
         "math.inf",
-        (HOLDING,),
+        (HOLDING + "::test_what_a_failed_commit_was_to_adopt_goes_once_another_has_settled_it",),
     ),
     Mutant(
         "other-file-of-the-hash-removed",
@@ -492,7 +492,7 @@ MUTANTS = (
         "peer/chunk_store.py",
         "            if others:\n",
         "            if not others:\n",
-        (HOLDING, "tests/peer/test_repair.py"),
+        (HOLDING + "::test_a_file_of_the_same_hash_stands_in_for_one_that_its_row_names_and_is_not_there",),
     ),
     Mutant(
         "uncommitted-vector-published",
@@ -613,7 +613,7 @@ MUTANTS = (
         "peer/repair.py",
         "        except StoreError:\n            # Nobody knows",
         "        except KeyError:\n            # Nobody knows",
-        (HOLDING,),
+        (HOLDING + "::test_a_repair_that_cannot_look_up_what_became_of_its_file_tries_again",),
     ),
     Mutant(
         "failing-removal-ends-the-collector",
