@@ -438,13 +438,13 @@ class ChunkStore:
             try:
                 names += self._take_unadopted()
             except StoreError as error:
-                log.warning("discarded chunk files stay until the next start: %s", error)
+                log.warning("discarded chunk files stay until there are more of them: %s", error)
             await self._env.run_blocking(Work.DISK, self._remove_files, names)
 
     def _take_unadopted(self) -> list[str]:
         """The files of discarded chunks which no commit adopted."""
+        rows = {chunk.hash: self.row(chunk.hash) for chunk in self._discarded}
         discarded, self._discarded = self._discarded, []
-        rows = {chunk.hash: self.row(chunk.hash) for chunk in discarded}
         return [
             chunk_file_name(chunk.hash, chunk.serial)
             for chunk in discarded

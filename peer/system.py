@@ -209,8 +209,8 @@ class SystemDisk:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             for above in self._root.absolute().parents:
-                # Folders above that are not ours to open were there before us.
-                with suppress(PermissionError):
+                # Folders above that are not ours to open, or that cannot be synced, were there before us.
+                with suppress(OSError):
                     sync_folder(above)
             file = (self._root / "lock").open("a+b")
         except OSError as error:
@@ -246,11 +246,10 @@ class SystemDisk:
     def allocate(self, path: str, size: int) -> None:
         try:
             with _translated(f"setting {size} bytes aside"), (self._root / path).open("xb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
+                if not _fallocate(file.fileno(), size):
                     # Of zeros some file systems make a hole.
                     file.write(secrets.token_bytes(size))
+                    file.flush()
                 sync_file(file.fileno())
         except StoreError:
             self.remove(path)
@@ -282,6 +281,19 @@ class SystemDisk:
 
     def database(self, path: str) -> SystemDatabaseFile:
         return SystemDatabaseFile(self._root / path)
+
+
+def _fallocate(descriptor: int, size: int) -> bool:
+    """Give a file its space without writing to it; False where that cannot be done."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
 
 
 def try_lock(descriptor: int) -> bool:

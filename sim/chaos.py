@@ -73,7 +73,8 @@ class Report:
         return (
             f"seed {self.seed}: {self.uploads} uploads ({self.uploaded_bytes / 2**20:.0f} MiB), "
             f"{self.deletes} deletes, {self.reads} checked reads, {self.wrong} wrong uploads, "
-            f"{self.uncertain} without an answer, {sum(self.refused.values())} refused, {self.timeouts} timed out, {self.kills} kills; "
+            f"{self.uncertain} without an answer, {sum(self.refused.values())} refused, "
+            f"{self.timeouts} timed out, {self.kills} kills; "
             f"caught up after {caught_up} s; all alike {self.converged_s:.1f} s after the end; "
             f"the slowest operation took {self.slowest_s:.1f} s"
             + "".join(f"\n  refused {count} times: {what}" for what, count in self.refused.most_common())
