@@ -16,11 +16,11 @@ from peer.http.naming import recover_here
 from peer.http.requests import body_of, services_of
 from peer.services import Services
 from protocol import codec, messages
-from protocol.errors import WrongCluster
+from protocol.errors import MalformedMessage, WrongCluster
 from protocol.identity import Dot
 
 JOIN_BYTES_MAX = 1024 * 1024
-SMALL_CHUNKS_MAX = 1024
+HASHES_MAX = 1024
 
 
 def peer_services(request: Request) -> Services:
@@ -60,8 +60,7 @@ async def snapshot(request: Request) -> Response:
 async def get_small_chunks(request: Request) -> Response:
     """`POST /peer/chunks`: the contents of many small chunks."""
     services = peer_services(request)
-    names = (await _hashes_of(request))[:SMALL_CHUNKS_MAX]
-    return _packed([await _small_chunk(services, name) for name in names])
+    return _packed([await _small_chunk(services, name) for name in await _hashes_of(request)])
 
 
 async def _small_chunk(services: Services, name: bytes) -> bytes | None:
@@ -133,7 +132,10 @@ async def withdraw_chunks(request: Request) -> Response:
 
 
 async def _hashes_of(request: Request) -> list[bytes]:
+    """The chunks' hashes in a body. Raises MalformedMessage, also for more than are looked up at a time."""
     fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
+    if len(fields) > HASHES_MAX:
+        raise MalformedMessage(f"{len(fields)} chunks in one message; the limit is {HASHES_MAX}")
     return [codec.read_bytes(name, codec.HASH_BYTES) for name in fields]
 
 

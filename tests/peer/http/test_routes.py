@@ -16,6 +16,7 @@ from worlds import converged, in_world, pending, put, services, state
 
 from peer.config import Address, Config
 from peer.http.app import make_app
+from protocol import codec
 from sim.world import World
 
 CONTENT = bytes(range(256)) * 40
@@ -525,6 +526,14 @@ def test_what_peers_send_is_checked() -> None:
             assert_error(await peer_asks("POST", "/peer/join", junk), 400)
             if junk != b"\x90":
                 assert_error(await peer_asks("POST", "/peer/chunks", junk), 400)
+        too_many = codec.pack([bytes(32)] * 1025)
+        for path in ("/peer/chunks", "/peer/chunks/renew", "/peer/chunks/withdraw"):
+            assert_error(await peer_asks("POST", path, too_many), 400)
+        assert codec.unpack((await peer_asks("POST", "/peer/chunks/renew", codec.pack([bytes(32)]))).content) == [
+            bytes(32)
+        ]
+        assert_error(await peer_asks("GET", f"/peer/chunks/{'00' * 32}?put=junk"), 400)
+        assert_error(await peer_asks("GET", f"/peer/chunks/{'00' * 32}?put=c0"), 400)
         for name in ("x", "00", "zz" * 32, "0" * 63, "%20" + "0" * 62):
             assert_error(await peer_asks("GET", f"/peer/chunks/{name}"), 400)
             assert_error(await peer_asks("PUT", f"/peer/chunks/{name}", b"x"), 400)
