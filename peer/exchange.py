@@ -168,11 +168,19 @@ class Exchanger:
         return list(dict.fromkeys(chunks))
 
     def _stage_again(self, claimed: Sequence[FreshChunk], adopted: Sequence[FreshChunk]) -> None:
-        """What was claimed and not adopted may still be of use, to a put that comes later or to one sent again."""
+        """What was claimed and not adopted may still be of use, unless this peer has the chunk by now."""
         kept = {id(chunk) for chunk in adopted}
         chunks = self._state.chunks
         left = [chunk for chunk in claimed if id(chunk) not in kept]
-        chunks.discard([replaced for chunk in left if (replaced := chunks.stage(chunk)) is not None])
+        unwanted = [chunk if self._is_here(chunk.hash) else chunks.stage(chunk) for chunk in left]
+        chunks.discard([chunk for chunk in unwanted if chunk is not None])
+
+    def _is_here(self, name: bytes) -> bool:
+        try:
+            return self._state.chunks.row(name) is not None
+        except StoreError:
+            # Nobody knows; what is staged lapses.
+            return False
 
     def _known_put(self, dot: Dot) -> Put | None:
         found = self._state.put_row(dot)
