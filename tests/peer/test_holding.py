@@ -196,7 +196,8 @@ def test_reads_beside_uploads_of_equal_content_all_succeed(size: int) -> None:
                 await put(world, "node-1", f"k{number % 2}", content)
             over.set()
         assert len(read) > 100
-        assert read == [content] * len(read)
+        wrong = [answer for answer in read if answer != content]
+        assert wrong == []
 
     in_world(scenario, peers=1, copies=1, **SMALL)
 
