@@ -9,24 +9,24 @@ from functools import partial
 
 import trio
 
-from peer.chunk_store import ChunkStore
-from peer.client import PeerClient, PeerUnreachable, join
 from peer.config import Address, Config
-from peer.database import Database, meta_value, set_meta_value
-from peer.downloads import Downloads
-from peer.env import Datagrams, Env, HttpServer, Listener, StartError, StoreError
-from peer.exchange import Exchanger
-from peer.files import Files
-from peer.gossip import Gossip
+from peer.files.downloads import Downloads
+from peer.files.keys import Files
+from peer.files.listing import Listing
+from peer.files.uploads import Uploads
+from peer.gossip.client import PeerClient, PeerUnreachable, join
+from peer.gossip.exchange import Exchanger
+from peer.gossip.membership import Gossip
+from peer.gossip.peers import PeerState, Placement
 from peer.http.app import FACADE, make_app
-from peer.listing import Listing
-from peer.members import load_members, load_ranks, save_members, update_placement
-from peer.repair import Repair
-from peer.services import Services
-from peer.space import Space
-from peer.state import PeerState, Placement
-from peer.upkeep import Upkeep
-from peer.uploads import Uploads
+from peer.http.services import Services
+from peer.store.chunks import ChunkStore
+from peer.store.database import Database, meta_value, set_meta_value
+from peer.store.members import load_members, load_ranks, save_members, update_placement
+from peer.store.space import Space
+from peer.upkeep.anti_entropy import Upkeep
+from peer.upkeep.repair import Repair
+from peer.world.env import Datagrams, Env, HttpServer, Listener, StartError, StoreError
 from protocol import catalog
 from protocol.identity import NodeId
 from protocol.membership import Membership

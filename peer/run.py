@@ -12,9 +12,9 @@ import time
 import trio
 
 from peer.config import Config
-from peer.env import StartError, StoreError
 from peer.node import Node
-from peer.system import SystemEnv
+from peer.world.env import StartError, StoreError
+from peer.world.system import SystemEnv
 
 log = logging.getLogger("minidfs")
 

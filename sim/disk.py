@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
 
-from peer.env import ChunkMissing, DatabaseFile, FileIdentity, NoSpace, StartError, StoreError, Work
+from peer.world.env import ChunkMissing, DatabaseFile, FileIdentity, NoSpace, StartError, StoreError, Work
 
 TOTAL_BYTES = 1 << 41
 

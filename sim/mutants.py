@@ -16,11 +16,11 @@ REPLICA = "tests/protocol/test_replica.py"
 CODEC = "tests/protocol/test_codec.py"
 STORE = "tests/protocol/test_store_contract.py"
 
-HOLDING = "tests/peer/test_holding.py"
-REGISTERING = "tests/peer/test_registering.py"
-SPACE = "tests/peer/test_space.py"
-DATABASE = "tests/peer/test_database.py"
-ENV = "tests/peer/test_env.py"
+HOLDING = "tests/peer/store/test_holding.py"
+REGISTERING = "tests/peer/files/test_registering.py"
+SPACE = "tests/peer/store/test_space.py"
+DATABASE = "tests/peer/store/test_database.py"
+ENV = "tests/peer/world/test_env.py"
 
 CATALOG_FILE = "protocol/catalog.py"
 REPLICA_FILE = "protocol/replica.py"
@@ -433,7 +433,7 @@ MUTANTS = (
     Mutant(
         "look-up-on-a-disk-thread",
         "A disk thread looks something up over the event loop's connection.",
-        "peer/chunk_store.py",
+        "peer/store/chunks.py",
         "                names += self._take_unadopted()",
         "                names += await self._env.run_blocking(Work.DISK, self._take_unadopted)",
         (HOLDING + "::test_what_a_failed_commit_was_to_adopt_goes_once_another_has_settled_it",),
@@ -441,7 +441,7 @@ MUTANTS = (
     Mutant(
         "connections-shared-by-threads",
         "SQLite's binding does not check whose connection it is.",
-        "peer/system.py",
+        "peer/world/system.py",
         "check_same_thread=True",
         "check_same_thread=False",
         (DATABASE + "::test_a_connection_is_of_use_on_its_own_thread_only",),
@@ -449,7 +449,7 @@ MUTANTS = (
     Mutant(
         "members-looked-at-on-the-writers-thread",
         "An answer's transaction iterates over what the event loop changes.",
-        "peer/exchange.py",
+        "peer/gossip/exchange.py",
         "            members=members,\n",
         "            members=state.membership.members(),\n",
         (HOLDING + "::test_members_are_looked_at_on_the_event_loop_only",),
@@ -457,7 +457,7 @@ MUTANTS = (
     Mutant(
         "one-bad-chunk-takes-all",
         "With a chunk that went bad goes everything else there is of its file.",
-        "peer/catalog_store.py",
+        "peer/store/catalog.py",
         "        for put_row, _ in broken:\n            self.unmark_held(put_row)",
         "        for put_row, put in broken:\n            self.release(put_row, put.manifest.chunks or ())",
         (HOLDING,),
@@ -465,7 +465,7 @@ MUTANTS = (
     Mutant(
         "only-holders-are-asked",
         "A chunk is asked for only of those that hold its whole file.",
-        "peer/downloads.py",
+        "peer/files/downloads.py",
         "        return first + down + [node_id for node_id in reachable if node_id not in holders]",
         "        return first + down",
         (HOLDING,),
@@ -473,7 +473,7 @@ MUTANTS = (
     Mutant(
         "discarded-in-doubt",
         "What a commit of unknown outcome was to adopt is removed at once.",
-        "peer/chunk_store.py",
+        "peer/store/chunks.py",
         "            await self._database.wait_settled()\n",
         "",
         (HOLDING + "::test_what_a_failed_commit_was_to_adopt_goes_once_another_has_settled_it",),
@@ -481,7 +481,7 @@ MUTANTS = (
     Mutant(
         "doubt-never-settled",
         "After a failed commit the writer waits for the next who has something to write.",
-        "peer/database.py",
+        "peer/store/database.py",
         "SETTLE_EVERY_S if self._is_in_doubt else math.inf",
         "math.inf",
         (HOLDING + "::test_what_a_failed_commit_was_to_adopt_goes_once_another_has_settled_it",),
@@ -489,7 +489,7 @@ MUTANTS = (
     Mutant(
         "other-file-of-the-hash-removed",
         "A start removes a nameless file that is all there is of a chunk.",
-        "peer/chunk_store.py",
+        "peer/store/chunks.py",
         "            if others:\n",
         "            if not others:\n",
         (HOLDING + "::test_a_file_of_the_same_hash_stands_in_for_one_that_its_row_names_and_is_not_there",),
@@ -497,7 +497,7 @@ MUTANTS = (
     Mutant(
         "uncommitted-vector-published",
         "What a roll-back failed to undo is told to others.",
-        "peer/database.py",
+        "peer/store/database.py",
         "            self._tell_doubt()\n",
         "            self._tell_doubt()\n            self._publish()\n",
         (DATABASE + "::test_what_was_rolled_back_is_told_to_nobody_even_if_rolling_back_failed",),
@@ -513,7 +513,7 @@ MUTANTS = (
     Mutant(
         "registered-without-asking",
         "Who can ask nobody registers all the same.",
-        "peer/files.py",
+        "peer/files/keys.py",
         "        await self._find_elsewhere(manifest.file_key)\n",
         "        await self._uploads.ask_targets(manifest.file_key)\n",
         (REGISTERING,),
@@ -521,7 +521,7 @@ MUTANTS = (
     Mutant(
         "leases-not-renewed",
         "What an upload staged lapses while the rest still arrives.",
-        "peer/uploads.py",
+        "peer/files/uploads.py",
         "                nursery.start_soon(self._renew_leases)\n",
         "",
         (HOLDING,),
@@ -529,7 +529,7 @@ MUTANTS = (
     Mutant(
         "content-without-identity",
         "Of two contents in the database one passes for the other.",
-        "peer/state.py",
+        "peer/gossip/peers.py",
         "        if store.chunk_row(name) != row or (",
         "        if (now := store.chunk_row(name)) is None or now.serial != row.serial or False and (",
         (HOLDING,),
@@ -537,7 +537,7 @@ MUTANTS = (
     Mutant(
         "verified-once-counts-for-ever",
         "A step declares held what was verified before and replaced since.",
-        "peer/state.py",
+        "peer/gossip/peers.py",
         "        return verified is not None and self.database.store.chunk_row(name) == verified",
         "        return verified is not None",
         (HOLDING,),
@@ -545,7 +545,7 @@ MUTANTS = (
     Mutant(
         "false-hold-kept",
         "A read that finds no chunk of a file said to be held says nothing.",
-        "peer/downloads.py",
+        "peer/files/downloads.py",
         "                await state.doubt_hold(put.dot)",
         "                pass",
         (HOLDING,),
@@ -561,7 +561,7 @@ MUTANTS = (
     Mutant(
         "receipt-from-the-catalog",
         "A receipt names whoever once said to have the file.",
-        "peer/uploads.py",
+        "peer/files/uploads.py",
         "        confirmed = [delivery.node_id for delivery in deliveries if delivery.error is None]",
         "        confirmed = [holder for holder in self._state.holders(put.dot) if holder != self._state.me]",
         (HOLDING,),
@@ -569,7 +569,7 @@ MUTANTS = (
     Mutant(
         "looked-up-once",
         "A chunk replaced between look-up and open is not looked up again.",
-        "peer/state.py",
+        "peer/gossip/peers.py",
         "        for _ in range(LOOKS_MAX):",
         "        for _ in range(1):",
         (HOLDING,),
@@ -577,7 +577,7 @@ MUTANTS = (
     Mutant(
         "deletions-refused-on-a-full-disk",
         "A full disk refuses every step.",
-        "peer/database.py",
+        "peer/store/database.py",
         "                    if step.grows:\n                        self.check_space()",
         "                    self.check_space()",
         (SPACE,),
@@ -585,7 +585,7 @@ MUTANTS = (
     Mutant(
         "reserve-kept",
         "What was set aside stays so when the disk is full.",
-        "peer/space.py",
+        "peer/store/space.py",
         "            self._env.disk.remove(RESERVE)\n        except StoreError as error:\n            log.error",
         "            pass\n        except StoreError as error:\n            log.error",
         (SPACE,),
@@ -593,7 +593,7 @@ MUTANTS = (
     Mutant(
         "full-for-ever",
         "A peer whose disk was full takes no content when there is room again.",
-        "peer/space.py",
+        "peer/store/space.py",
         "                    self.reason = None\n",
         "",
         (SPACE,),
@@ -601,7 +601,7 @@ MUTANTS = (
     Mutant(
         "folder-left-unsynced",
         "A folder that is there already is not synced.",
-        "peer/system.py",
+        "peer/world/system.py",
         "            folder.mkdir(parents=True, exist_ok=True)\n",
         "            if folder.is_dir():\n                return\n"
         "            folder.mkdir(parents=True, exist_ok=True)\n",
@@ -610,7 +610,7 @@ MUTANTS = (
     Mutant(
         "look-up-that-fails-ends-the-peer",
         "A repair that cannot look up what became of its file ends the peer.",
-        "peer/repair.py",
+        "peer/upkeep/repair.py",
         "        except StoreError:\n            # Nobody knows",
         "        except KeyError:\n            # Nobody knows",
         (HOLDING + "::test_a_repair_that_cannot_look_up_what_became_of_its_file_tries_again",),
@@ -618,7 +618,7 @@ MUTANTS = (
     Mutant(
         "failing-removal-ends-the-collector",
         "A duplicate chunk that cannot be removed ends the peer.",
-        "peer/chunk_store.py",
+        "peer/store/chunks.py",
         '            except StoreError as error:\n                log.warning("an unused chunk file',
         '            except KeyError as error:\n                log.warning("an unused chunk file',
         (HOLDING,),
@@ -626,7 +626,7 @@ MUTANTS = (
     Mutant(
         "catalog-read-after-the-commit",
         "An upload that is written fails when the receipt's look-ups do.",
-        "peer/uploads.py",
+        "peer/files/uploads.py",
         "        except StoreError as failure:\n            error = str(failure)",
         "        except KeyError as failure:\n            error = str(failure)",
         (HOLDING,),

@@ -18,8 +18,8 @@ import httpx
 import trio
 
 from peer.config import Address
-from peer.env import AsgiApp, Listener, StartError
 from peer.tasks import helper_tasks
+from peer.world.env import AsgiApp, Listener, StartError
 
 DELAY_S = (0.0002, 0.002)
 """One way, the least and the most."""

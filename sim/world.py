@@ -18,8 +18,8 @@ import trio
 import trio.testing
 
 from peer.config import Address, Config
-from peer.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, StartError, StoreError, Work
 from peer.node import Node
+from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, StartError, StoreError, Work
 from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
 

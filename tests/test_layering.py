@@ -29,7 +29,7 @@ CLOCKS_AND_CHANCE = {
     "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
     "uuid.uuid1", "uuid.uuid4", "os.urandom", "random.SystemRandom",
 }  # fmt: skip
-THE_WORLD = ("peer/system.py", "peer/cluster/", "peer/cli/")
+THE_WORLD = ("peer/world/system.py", "peer/cluster/", "peer/cli/")
 """Where clocks and chance come from: the real environment, and the supervisor of real processes."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager"}
 
@@ -112,7 +112,7 @@ def no_world_in_protocol(path: str, tree: ast.Module) -> Iterator[tuple[int, str
 def world_only_at_the_edge(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     if path.startswith("sim/") or path.startswith(THE_WORLD):
         return
-    defaults = _argument_defaults(tree) if path == "peer/http/server.py" else set()
+    defaults = _argument_defaults(tree) if path == "peer/world/server.py" else set()
     for node, name in used(tree):
         drawn = name.startswith("secrets.") or (name.startswith("random.") and name[len("random.") :].islower())
         if (drawn or name in CLOCKS_AND_CHANCE) and not (name == "time.time" and node in defaults):
@@ -130,12 +130,15 @@ def _argument_defaults(tree: ast.Module) -> set[ast.expr]:
 
 
 def threads_only_in_system(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    if path == "peer/system.py" or path.startswith("sim/"):
+    if path == "peer/world/system.py" or path.startswith("sim/"):
         return
     lines = {line for line, name in imported(tree) if name.startswith("trio.to_thread")}
     lines |= {node.lineno for node, name in used(tree) if name.startswith("trio.to_thread")}
     for line in sorted(lines):
-        yield line, "trio.to_thread is for peer/system.py only; use env.run_blocking, which a simulation runs inline"
+        yield (
+            line,
+            "trio.to_thread is for peer/world/system.py only; use env.run_blocking, which a simulation runs inline",
+        )
 
 
 def no_vague_file_names(path: str, _tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -325,8 +328,8 @@ BROKEN = [
     (world_only_at_the_edge, "peer/node.py", "from random import shuffle\nshuffle(peers)"),
     (world_only_at_the_edge, "protocol/log.py", "import datetime\nnow = datetime.datetime.now()"),
     (world_only_at_the_edge, "peer/http/app.py", "import time\ndef f(clock=time.time): ..."),
-    (world_only_at_the_edge, "peer/http/server.py", "import time\ndef f(): return time.time()"),
-    (world_only_at_the_edge, "peer/http/server.py", "import time\ndef f(clock=time.monotonic): ..."),
+    (world_only_at_the_edge, "peer/world/server.py", "import time\ndef f(): return time.time()"),
+    (world_only_at_the_edge, "peer/world/server.py", "import time\ndef f(clock=time.monotonic): ..."),
     (threads_only_in_system, "peer/node.py", "import trio\nasync def f(): await trio.to_thread.run_sync(g)"),
     (threads_only_in_system, "peer/node.py", "from trio import to_thread"),
     (threads_only_in_system, "peer/cluster/local.py", "from trio.to_thread import run_sync"),
@@ -365,14 +368,14 @@ HARMLESS = [
     (arrows, "peer/node.py", "import trio, httpx\nfrom protocol import log\nfrom peer import env"),
     (arrows, "sim/world.py", "from peer import node\nfrom protocol import log\nimport trio"),
     (no_world_in_protocol, "protocol/log.py", "from random import Random\ndef f(rng: Random): return rng.random()"),
-    (no_world_in_protocol, "peer/system.py", "import os, time, random"),
-    (world_only_at_the_edge, "peer/system.py", "import time\nnow = time.time()"),
+    (no_world_in_protocol, "peer/world/system.py", "import os, time, random"),
+    (world_only_at_the_edge, "peer/world/system.py", "import time\nnow = time.time()"),
     (world_only_at_the_edge, "peer/cli/cluster.py", "import secrets\ntoken = secrets.token_hex()"),
     (world_only_at_the_edge, "peer/node.py", "import random\ndef f(rng: random.Random): return rng.random()"),
     (world_only_at_the_edge, "peer/node.py", "from datetime import datetime, UTC\nx = datetime.fromtimestamp(0, UTC)"),
     (world_only_at_the_edge, "peer/node.py", "def f(time): return time.time()"),
-    (world_only_at_the_edge, "peer/http/server.py", "import time\ndef f(*, clock=time.time): return clock()"),
-    (threads_only_in_system, "peer/system.py", "import trio\nrun = trio.to_thread.run_sync"),
+    (world_only_at_the_edge, "peer/world/server.py", "import time\ndef f(*, clock=time.time): return clock()"),
+    (threads_only_in_system, "peer/world/system.py", "import trio\nrun = trio.to_thread.run_sync"),
     (threads_only_in_system, "peer/node.py", "import trio\nawait_ = trio.sleep"),
     (no_vague_file_names, "peer/commons_of_peers.py", ""),
     *(

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import trio
 
-from peer.services import Services
-from peer.state import PeerState
+from peer.gossip.peers import PeerState
+from peer.http.services import Services
 from protocol import placement
 from sim.disk import Platter
 from sim.world import World, run_world
@@ -27,7 +27,7 @@ def few_partitions() -> Iterator[None]:
     """Start worlds quickly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "PARTITIONS", PARTITIONS)
-        patch.setattr("peer.members.PARTITIONS", PARTITIONS)
+        patch.setattr("peer.store.members.PARTITIONS", PARTITIONS)
         yield
 
 

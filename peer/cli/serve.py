@@ -113,8 +113,8 @@ def serve(
 
 
 def _run(config: Config) -> int:
-    from peer.env import StartError, StoreError
     from peer.run import run_peer
+    from peer.world.env import StartError, StoreError
 
     try:
         return run_peer(config)

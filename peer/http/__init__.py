@@ -1,1 +1,1 @@
-"""HTTP: the server, the routes and what they say."""
+"""The HTTP contract: the routes, what they take, and what they say."""

@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from peer.config import Config
-from peer.http import files, naming, peers
+from peer.http import files, nodes, peers
 from peer.http.errors import HANDLERS, RETRY_AFTER, error_response, on_bug
-from peer.services import Services
+from peer.http.services import Services
 
 FACADE = "facade"
 """The name of the listener that stands for the naming service."""
@@ -49,15 +49,15 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
     routes = [
         Route("/health", health),
         Route("/health/ready", ready),
-        Route("/files", naming.files, methods=["GET"]),
+        Route("/files", nodes.files, methods=["GET"]),
         Route("/files", files.upload, methods=["POST"]),
-        Route("/files/register", naming.register, methods=["POST"]),
+        Route("/files/register", nodes.register, methods=["POST"]),
         Route("/files/{file_id}", files.download, methods=["GET"]),
         Route("/files/{file_id}", files.delete, methods=["DELETE"]),
-        Route("/nodes", naming.nodes),
-        Route("/nodes/check", naming.check_nodes),
-        Route("/nodes/{node_id}/recover", naming.recover, methods=["POST"]),
-        Route("/replication-queue", naming.queue),
+        Route("/nodes", nodes.nodes),
+        Route("/nodes/check", nodes.check_nodes),
+        Route("/nodes/{node_id}/recover", nodes.recover, methods=["POST"]),
+        Route("/replication-queue", nodes.queue),
         Route("/peer/join", peers.join, methods=["POST"]),
         Route("/peer/exchange", peers.exchange, methods=["POST"]),
         Route("/peer/snapshot", peers.snapshot),

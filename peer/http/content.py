@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from peer.downloads import Downloads, FileSpan, Piece
+from peer.files.downloads import Downloads, FileSpan, Piece
 from peer.http.errors import HttpError
 from protocol.codec import FILENAME_CHARS_MAX
 from protocol.identity import NodeId

@@ -10,10 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from peer.downloads import ContentUnavailable
-from peer.env import NoSpace, StoreError
-from peer.files import Conflict, NobodyToAsk
-from peer.uploads import UploadRefused
+from peer.files.downloads import ContentUnavailable
+from peer.files.keys import Conflict, NobodyToAsk
+from peer.files.uploads import UploadRefused
+from peer.world.env import NoSpace, StoreError
 from protocol.errors import MalformedMessage, WrongCluster
 
 log = logging.getLogger("minidfs.http")

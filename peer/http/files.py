@@ -9,13 +9,13 @@ from pathlib import PurePosixPath
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from peer.files.uploads import NewFile, Receipt
 from peer.http.content import FileResponse, clean_filename, guess_content_type
 from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.multipart import open_file_part
 from peer.http.requests import file_key_in, number_in, services_of
-from peer.services import Services
-from peer.times import rfc3339
-from peer.uploads import NewFile, Receipt
+from peer.http.services import Services
+from peer.http.times import rfc3339
 from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Put
 
 # RFC 9530 names, and Content-MD5 (RFC 1864), as hashlib has them.

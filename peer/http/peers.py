@@ -8,13 +8,13 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from peer.chunk_store import ChunkWriter
-from peer.client import CLUSTER_HEADER, MSGPACK
-from peer.env import Work
+from peer.gossip.client import CLUSTER_HEADER, MSGPACK
 from peer.http.errors import HttpError
-from peer.http.naming import recover_here
+from peer.http.nodes import recover_here
 from peer.http.requests import body_of, services_of
-from peer.services import Services
+from peer.http.services import Services
+from peer.store.chunks import ChunkWriter
+from peer.world.env import Work
 from protocol import codec, messages
 from protocol.errors import MalformedMessage, WrongCluster
 from protocol.identity import Dot

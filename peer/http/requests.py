@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from peer.http.errors import RETRY_AFTER, HttpError
-from peer.services import Services
+from peer.http.services import Services
 from protocol.ops import FILE_KEY_PATTERN
 
 JSON_BYTES_MAX = 1024 * 1024

@@ -10,8 +10,8 @@ from typing import Any
 
 import sqlite_utils
 
-from peer.catalog_store import SqliteStore
-from peer.schema import migrate
+from peer.store.catalog import SqliteStore
+from peer.store.schema import migrate
 from protocol.store import MemoryStore
 
 

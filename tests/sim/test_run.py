@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from peer.chunk_store import ChunkStore
-from peer.state import PeerState
+from peer.gossip.peers import PeerState
+from peer.store.chunks import ChunkStore
 from sim.run import parse_seeds, run, run_seed
 
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 from worlds import converged, everywhere, get, heal, in_world, missing_files, part, put, state
 
-from peer.env import StartError
+from peer.world.env import StartError
 from sim.world import World
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from peer.cli.main import minidfs, run_command
 from peer.config import Address, Config
-from peer.env import StartError, StoreError
+from peer.world.env import StartError, StoreError
 
 NEEDED = ["serve", "--id", "node-2", "--listen", "127.0.0.1:8002", "--data", "somewhere"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peer.http.content import Span, clean_filename, disposition_of, guess_content_type, is_current, parse_range
 from peer.http.errors import HttpError
-from peer.http.wire import format_head
+from peer.world.wire import format_head
 from protocol.codec import FILENAME_CHARS_MAX
 
 ETAG = '"abc"'

@@ -1,0 +1,1 @@
+"""What is done with a file: uploads, downloads, lists, deletes."""

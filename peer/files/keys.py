@@ -1,0 +1,152 @@
+"""What can be done with a file besides reading and writing its content: find, delete, register."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import trio
+
+from peer.files.uploads import Uploads
+from peer.gossip.exchange import Exchanger
+from peer.gossip.peers import PeerState
+from protocol.identity import Dot, NodeId, covers
+from protocol.membership import Status
+from protocol.ops import Delete, Manifest, Put
+
+
+class NobodyToAsk(Exception):
+    """A key is not known here, and no peer that might know it can be reached."""
+
+
+class Conflict(Exception):
+    """The key belongs to other content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What became of a delete."""
+
+    nodes: tuple[NodeId, ...]
+    """All that had the file or should have had it."""
+    deleted: tuple[NodeId, ...]
+    """Those of them that have committed the deletion."""
+
+
+class Files:
+    """Finds, deletes and registers files for one peer."""
+
+    def __init__(self, state: PeerState, exchanger: Exchanger, uploads: Uploads) -> None:
+        self._state = state
+        self._exchanger = exchanger
+        self._uploads = uploads
+
+    async def find(self, file_key: str) -> Put | None:
+        """The version of a file to serve; a key not known here is asked of its targets.
+
+        Raises NobodyToAsk when it would take one of them to know, and none answers.
+        """
+        found = self._state.shown(file_key)
+        return found if found is not None else await self._find_elsewhere(file_key)
+
+    async def _find_elsewhere(self, file_key: str) -> Put | None:
+        answered = await self._uploads.ask_targets(file_key)
+        found = self._state.shown(file_key)
+        targets = self._state.placement.targets_of(file_key, self._state.config.copies)
+        if found is None and not answered and any(target != self._state.me for target in targets):
+            raise NobodyToAsk(f"{file_key} is not known here, and no other peer can be asked now; try again")
+        return found
+
+    async def delete(self, file_key: str) -> Deletion | None:
+        """Remove every version of a file that this peer or, asked first, its targets have heard of.
+
+        None when there is none. Raises NobodyToAsk when it would take another peer to know, and none answers, and
+        StoreError.
+        """
+        if await self._find_elsewhere(file_key) is None:
+            return None
+
+        def step() -> tuple[Delete, list[NodeId]] | None:
+            state = self._state
+            versions = state.database.store.puts_of(file_key)
+            nodes = {hold.holder: None for put in versions for hold in state.database.store.holds_of(put.dot)}
+            for put in versions:
+                nodes.update(dict.fromkeys(state.placement.targets_of(file_key, put.manifest.copies)))
+            deleted = state.replica.delete(file_key, state.wall_ms())
+            return (deleted, sorted({**nodes, state.me: None})) if deleted else None
+
+        written = await self._state.database.write(step)
+        if written is None:
+            return None
+        self._state.news.ring()
+        delete, nodes = written
+        return Deletion(tuple(nodes), tuple(await self._spread(delete.dot, nodes)))
+
+    async def _spread(self, dot: Dot, nodes: Sequence[NodeId]) -> list[NodeId]:
+        """Bring an op to these peers; returns those that have applied it."""
+
+        async def tell(node_id: NodeId) -> None:
+            if node_id != self._state.me and self._state.membership.status(node_id) is not Status.DOWN:
+                await self._uploads.exchange_patiently(node_id)
+
+        async with trio.open_nursery() as nursery:
+            for node_id in nodes:
+                nursery.start_soon(tell, node_id)
+        return [
+            node_id
+            for node_id in nodes
+            if node_id == self._state.me or covers(self._exchanger.link(node_id).known_vv or {}, dot)
+        ]
+
+    async def register(self, manifest: Manifest, holder: NodeId) -> bool:
+        """Make a file known that a client says `holder` has; returns whether that peer has proved it.
+
+        It never replaces content: the same checksum changes nothing. Raises Conflict when the key has another one,
+        NobodyToAsk when it would take another peer to know, and none answers, and StoreError. `manifest.chunks` is None
+        unless the file is empty; if any peer holds equal content under another key, its chunks are used.
+        """
+        await self._find_elsewhere(manifest.file_key)
+
+        def step() -> Put | None:
+            state = self._state
+            versions = state.database.store.puts_of(manifest.file_key)
+            if not versions:
+                return state.replica.put(self._with_known_chunks(manifest), state.wall_ms())
+            shown = versions[-1]
+            return shown if _same_content(shown.manifest, manifest) else None
+
+        put = await self._state.database.write(step, grows=True)
+        if put is None:
+            raise Conflict(f"{manifest.file_key} has other content already; register it under another key")
+        self._state.news.ring()
+        return await self.verify_holder(put, holder)
+
+    async def verify_holder(self, put: Put, holder: NodeId) -> bool:
+        """Whether a peer holds a put, after asking it to if it can."""
+        state = self._state
+        if holder not in state.holders(put.dot):
+            if holder == state.me:
+                await self._hold_here(put)
+            elif state.membership.status(holder) is not Status.DOWN:
+                await self._uploads.exchange_patiently(holder, put.dot)
+        return holder in state.holders(put.dot)
+
+    async def _hold_here(self, put: Put) -> None:
+        state = self._state
+        if put.manifest.chunks is not None:
+            rows = await state.verified_rows(put.manifest.chunks, {})
+            await state.database.write(lambda: state.take_hold(put.dot, {}, rows, recovered=False))
+
+    def _with_known_chunks(self, manifest: Manifest) -> Manifest:
+        """A step's part: the manifest with the chunks of equal content that somebody holds."""
+        store = self._state.database.store
+        if manifest.chunks is not None:
+            return manifest
+        for put in store.puts_with(manifest.sha256):
+            if put.manifest.size_bytes == manifest.size_bytes and store.holds_of(put.dot):
+                return replace(manifest, chunks=put.manifest.chunks)
+        return manifest
+
+
+def _same_content(one: Manifest, other: Manifest) -> bool:
+    return (one.sha256, one.size_bytes) == (other.sha256, other.size_bytes)

@@ -1,0 +1,1 @@
+"""Who the others are, and talk with them: members, placement, exchanges, fetching."""

@@ -1,0 +1,226 @@
+"""Requests to other peers over HTTP, and what can go wrong with them.
+
+httpx 0.28.1 on trio loses pool slots when requests are cancelled, so its own pool limit is off and each peer has a
+limiter of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import httpx
+import trio
+
+from peer.world.env import Env
+from protocol import codec, messages
+from protocol.errors import MalformedMessage, ProtocolError
+from protocol.identity import Dot, NodeId
+from protocol.messages import ExchangeReply, ExchangeRequest, Member
+from protocol.ops import Chunk
+
+REQUESTS_PER_PEER_MAX = 32
+CONNECT_TIMEOUT_S = 2.0
+SILENCE_TIMEOUT_S = 10.0
+"""No answer and no byte of one for this long: the peer is taken for unreachable."""
+
+CLUSTER_HEADER = "x-minidfs-cluster"
+MSGPACK = "application/msgpack"
+FRAME_BYTES_MAX = codec.MESSAGE_BYTES_MAX
+
+
+class PeerUnreachable(Exception):
+    """A peer did not answer, or not as peers do; try another one, or later."""
+
+
+class PeerClient:
+    """Speaks to the other peers of one cluster."""
+
+    def __init__(self, env: Env, cluster_id: str) -> None:
+        self.cluster_id = cluster_id
+        self._http = httpx.AsyncClient(
+            transport=env.http_transport(),
+            trust_env=False,
+            follow_redirects=False,
+            headers={CLUSTER_HEADER: cluster_id},
+            timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        )
+        self._limiters: dict[NodeId, trio.CapacityLimiter] = {}
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def exchange(self, peer: Member, request: ExchangeRequest) -> ExchangeReply:
+        """Swap log suffixes. Raises PeerUnreachable."""
+        body = messages.encode_request(self.cluster_id, request)
+        raw = await self._call(peer, "POST", "/peer/exchange", body)
+        with _understood(peer):
+            return messages.decode_reply(raw)
+
+    async def fetch_small_chunks(self, peer: Member, names: list[bytes]) -> list[bytes | None]:
+        """The contents of small chunks, None for those the peer has not. Raises PeerUnreachable."""
+        raw = await self._call(peer, "POST", "/peer/chunks", codec.pack(names))
+        with _understood(peer):
+            contents = codec.read_list(codec.unpack(raw))
+            return [None if content is None else codec.read_bytes(content) for content in contents]
+
+    async def fetch_chunk(self, peer: Member, chunk: Chunk, put: Dot) -> bytes:
+        """The bytes of one chunk, as the peer sent them: the caller verifies them. Raises PeerUnreachable.
+
+        `put` says for which file: a peer that declared it held and lacks the chunk then takes that back.
+        """
+        content = bytearray()
+        path = f"/peer/chunks/{chunk.hash.hex()}?put={codec.pack(codec.dot_fields(put)).hex()}"
+        async with self._stream(peer, "GET", path) as response:
+            async for piece in response.aiter_raw():
+                content += piece
+                if len(content) > chunk.size:
+                    break
+        if len(content) != chunk.size:
+            raise PeerUnreachable(f"{peer.node_id} sent {len(content)} bytes of a chunk of {chunk.size}")
+        return bytes(content)
+
+    async def push_chunk(self, peer: Member, name: bytes, size: int, content: AsyncIterable[bytes]) -> None:
+        """Stage a chunk at a peer; returns when it is synced there. Raises PeerUnreachable."""
+        await self._call(peer, "PUT", f"/peer/chunks/{name.hex()}", content, {"content-length": str(size)})
+
+    async def renew_chunks(self, peer: Member, names: list[bytes]) -> list[bytes]:
+        """Have a peer keep chunks staged there; returns those it does not have (any more). Raises PeerUnreachable."""
+        raw = await self._call(peer, "POST", "/peer/chunks/renew", codec.pack(names))
+        with _understood(peer):
+            return list(codec.read_each(codec.unpack(raw), codec.read_bytes))
+
+    async def withdraw_chunks(self, peer: Member, names: list[bytes]) -> None:
+        """Have a peer let go of chunks staged there: their put will not come. Raises PeerUnreachable."""
+        await self._call(peer, "POST", "/peer/chunks/withdraw", codec.pack(names))
+
+    @asynccontextmanager
+    async def snapshot(self, peer: Member) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The whole state of a peer as the frames `snapshot_frames` makes. Raises PeerUnreachable."""
+        async with self._stream(peer, "GET", "/peer/snapshot") as response:
+            yield _frames(peer, response.aiter_raw())
+
+    async def recover(self, peer: Member) -> dict[str, object]:
+        """Make a peer fetch all it lacks, however long it takes; what came of it. Raises PeerUnreachable."""
+        raw = await self._call(peer, "POST", "/peer/recover", b"", timeout_s=None)
+        with _understood(peer):
+            return dict(codec.unpack(raw))
+
+    async def repairs(self, peer: Member) -> list[list[object]]:
+        """What only the peer knows of its repairs. Raises PeerUnreachable."""
+        raw = await self._call(peer, "GET", "/peer/repairs", b"")
+        with _understood(peer):
+            return codec.read_list(codec.unpack(raw))
+
+    async def health(self, address: str) -> None:
+        """Ask whether a peer serves at all. Raises PeerUnreachable."""
+        with _translated(address):
+            response = await self._http.get(f"http://{address}/health")
+        if response.status_code != httpx.codes.OK:
+            raise PeerUnreachable(f"{address} answered {response.status_code}")
+
+    async def cluster_id_at(self, address: str) -> object:
+        """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""
+        with _translated(address):
+            response = await self._http.get(f"http://{address}/health")
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or "cluster_id" not in answer:
+            return "none at all"
+        return answer["cluster_id"]
+
+    async def _call(
+        self,
+        peer: Member,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes],
+        headers: dict[str, str] | None = None,
+        timeout_s: float | None = SILENCE_TIMEOUT_S,
+    ) -> bytes:
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        url = f"http://{peer.address}{path}"
+        with _translated(peer.node_id):
+            async with self._limiter(peer.node_id):
+                response = await self._http.request(method, url, content=body, headers=headers, timeout=timeout)
+            if response.status_code != httpx.codes.OK:
+                raise PeerUnreachable(f"{peer.node_id} answered {response.status_code}: {response.text[:200]}")
+            return response.content
+
+    @asynccontextmanager
+    async def _stream(self, peer: Member, method: str, path: str) -> AsyncIterator[httpx.Response]:
+        with _translated(peer.node_id):
+            async with (
+                self._limiter(peer.node_id),
+                self._http.stream(method, f"http://{peer.address}{path}") as response,
+            ):
+                if response.status_code != httpx.codes.OK:
+                    raise PeerUnreachable(f"{peer.node_id} answered {response.status_code}")
+                yield response
+
+    def _limiter(self, node_id: NodeId) -> trio.CapacityLimiter:
+        limiter = self._limiters.get(node_id)
+        if limiter is None:
+            limiter = self._limiters[node_id] = trio.CapacityLimiter(REQUESTS_PER_PEER_MAX)
+        return limiter
+
+
+async def join(env: Env, address: str, cluster_id: str, me: Member | None) -> tuple[str, tuple[Member, ...]]:
+    """Ask a peer at this address for its cluster's id and members, telling it of `me`.
+
+    `cluster_id` is empty for a peer that takes any. Raises PeerUnreachable, also when it belongs to another one.
+    """
+    body = codec.pack([cluster_id, messages.members_fields((me,) if me else ())])
+    async with httpx.AsyncClient(transport=env.http_transport(), trust_env=False, timeout=CONNECT_TIMEOUT_S) as http:
+        with _translated(address):
+            response = await http.post(f"http://{address}/peer/join", content=body)
+    if response.status_code != httpx.codes.OK:
+        raise PeerUnreachable(f"{address} answered {response.status_code}: {response.text[:200]}")
+    try:
+        cluster_id, members = codec.read_list(codec.unpack(response.content), 2)
+        return codec.read_text(cluster_id, messages.CLUSTER_ID_CHARS_MAX), messages.read_members(members)
+    except MalformedMessage as error:
+        raise PeerUnreachable(f"{address} does not answer as a peer does: {error}") from None
+
+
+def frame(raw: bytes) -> bytes:
+    """A piece of a stream with its length in front."""
+    return len(raw).to_bytes(4, "big") + raw
+
+
+async def _frames(peer: Member, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces `frame` framed, put together again. Raises PeerUnreachable when the stream breaks off."""
+    waiting = bytearray()
+    async for piece in pieces:
+        waiting += piece
+        while len(waiting) >= 4:
+            size = int.from_bytes(waiting[:4], "big")
+            if size > FRAME_BYTES_MAX:
+                raise PeerUnreachable(f"{peer.node_id} announced {size} bytes; the limit is {FRAME_BYTES_MAX}")
+            if len(waiting) < 4 + size:
+                break
+            yield bytes(waiting[4 : 4 + size])
+            del waiting[: 4 + size]
+    if waiting:
+        raise PeerUnreachable(f"{peer.node_id} broke off in the middle of a frame")
+
+
+@contextmanager
+def _translated(peer: str) -> Iterator[None]:
+    """Errors of HTTP, and of the network under it, as ours."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        raise PeerUnreachable(f"{peer} cannot be reached: {error or type(error).__name__}") from error
+
+
+@contextmanager
+def _understood(peer: Member) -> Iterator[None]:
+    """An answer that is none counts as no answer."""
+    try:
+        yield
+    except (ProtocolError, ValueError, TypeError) as error:
+        raise PeerUnreachable(f"{peer.node_id} does not answer as a peer does: {error}") from None

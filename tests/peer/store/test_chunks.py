@@ -1,0 +1,457 @@
+"""Chunks on a disk, real and virtual: where they lie, when they are read again, what a crash leaves of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peer.config import Address, Config
+from peer.store.catalog import ChunkRow, chunk_file_name, no_targets
+from peer.store.chunks import STAGED_FOR_S, VERIFIED_FOR_S, ChunkStore, ChunkWriter, FreshChunk, Stock, adopt
+from peer.store.database import Database
+from peer.store.space import Space
+from peer.world.env import ChunkCorrupt, ChunkMissing, Disk, StoreError, Work
+from peer.world.system import SystemDisk
+from protocol.identity import NodeId
+from protocol.ops import Chunk, Manifest, Put
+from protocol.replica import Replica
+from sim.disk import Mount, NewFile, Platter
+
+INLINE = 100
+NOW_MS = 1_767_225_600_000
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def wall_ms(self) -> int:
+        return NOW_MS
+
+
+class PlainEnv:
+    """An environment around a disk: blocking calls are made at once, time stands still until it is set."""
+
+    def __init__(self, disk: Disk, life: int = 1) -> None:
+        self.disk = disk
+        self.clock = FakeClock()
+        self._life = life
+
+    def chance(self, stream: str) -> Random:
+        return Random(f"{stream} {self._life}")
+
+    async def run_blocking(self, work: Work, call: Callable[..., Any], *args: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        return call(*args)
+
+
+class Store:
+    """A chunk store over a database, and a log to hold files in."""
+
+    def __init__(self, disk: Disk, life: int = 1) -> None:
+        config = Config(node_id="node-1", listen=Address("127.0.0.1", 0), data=Path(), inline_bytes_max=INLINE)
+        self.env = PlainEnv(disk, life)
+        self.database = Database(self.env, "minidfs.db", no_targets)  # type: ignore[arg-type]
+        trio.run(self.database.open)
+        self.chunks = ChunkStore(self.env, config, self.database, Space(self.env, 0))  # type: ignore[arg-type]
+        self.stock = trio.run(self.chunks.open)
+        self.replica = Replica(NodeId("node-1"), self.database.store, self.env.chance("epochs"))
+
+    def write(self, *pieces: bytes) -> FreshChunk:
+        writer = ChunkWriter(self.chunks)
+        for piece in pieces:
+            writer.write(piece)
+        return writer.finish()
+
+    def hold(self, file_key: str, *fresh: FreshChunk) -> Put:
+        """Commit a file of these chunks, and that it is held."""
+
+        def step() -> Put:
+            chunks = tuple(Chunk(chunk.hash, chunk.size) for chunk in fresh)
+            manifest = Manifest(
+                file_key=file_key, filename="a", size_bytes=sum(chunk.size for chunk in chunks), sha256=bytes(32),
+                content_type="a/b", uploaded_at_ms=NOW_MS, copies=1, chunks=chunks,
+            )  # fmt: skip
+            put = self.replica.put(manifest, NOW_MS)
+            found = self.database.store.put_row(put.dot)
+            assert found is not None
+            adopt(self.database.store, fresh)
+            self.database.store.mark_held(found[0], chunks)
+            self.replica.hold(put.dot, NOW_MS)
+            return put
+
+        put = trio.run(self.database.write_alone, step)
+        self.collect()
+        return put
+
+    def delete(self, file_key: str) -> None:
+        trio.run(self.database.write_alone, lambda: self.replica.delete(file_key, NOW_MS))
+        self.collect()
+
+    def collect(self) -> None:
+        """What the collector does after a commit."""
+        unused, self.database._unused_files = self.database._unused_files, []
+        self.chunks._note_unused(unused)
+        names, self.chunks._unused = self.chunks._unused, []
+        self.chunks._remove_files(names + self.chunks._take_unadopted())
+
+    def refs(self) -> list[tuple[int, int]]:
+        return self.query("SELECT size, refs FROM chunks ORDER BY size")
+
+    def query(self, query: str) -> list[tuple[Any, ...]]:
+        return self.database.look_up(lambda connection: connection.execute(query).fetchall())
+
+    def files(self) -> list[str]:
+        """All files on the disk, by their paths."""
+        folders = ["incoming", *(f"chunks/{prefix:02x}" for prefix in range(256))]
+        return [f"{folder}/{name}" for folder in folders for name, _ in self.env.disk.list_files(folder)]
+
+    def read(self, name: bytes) -> bytes:
+        row = self.chunks.row(name)
+        if row is None:
+            raise ChunkMissing("no row")
+        return trio.run(self.chunks.read_whole, name, row)
+
+
+@pytest.fixture(params=["real", "virtual"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made = Store(SystemDisk(tmp_path) if request.param == "real" else Mount(Platter()))
+    yield made
+    trio.run(made.database.close)
+
+
+# --- where chunks lie ---
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE - 1, INLINE, INLINE + 1, 5 * INLINE])
+def test_small_chunks_lie_in_the_database_and_larger_ones_in_files(store: Store, size: int) -> None:
+    content = Random(size).randbytes(size)
+    fresh = store.write(*(content[at : at + 7] for at in range(0, size, 7)))
+    assert fresh.hash == blake3(content).digest()
+    store.hold("k", fresh)
+    if size <= INLINE:
+        assert fresh.serial is None
+        assert store.files() == []
+    else:
+        assert store.files() == [f"chunks/{fresh.hash[:1].hex()}/{fresh.hash.hex()}.{fresh.serial}"]
+    assert store.read(fresh.hash) == content
+    assert store.chunks.row(fresh.hash) is not None
+    assert store.chunks.row(bytes(32)) is None
+    with pytest.raises(ChunkMissing):
+        store.read(bytes(32))
+
+
+def test_writing_a_chunk_whole_or_in_pieces_gives_the_same_chunk(store: Store) -> None:
+    for size in (0, INLINE, INLINE + 1):
+        content = Random(size).randbytes(size)
+        whole = trio.run(store.chunks.write_whole, content)
+        pieces = store.write(content[: size // 2], b"", memoryview(content)[size // 2 :])  # type: ignore[arg-type]
+        assert (whole.hash, whole.size, whole.content) == (pieces.hash, pieces.size, pieces.content)
+        assert (whole.serial is None) == (pieces.serial is None)
+
+
+def test_a_chunk_that_is_abandoned_or_discarded_leaves_nothing(store: Store) -> None:
+    writer = ChunkWriter(store.chunks)
+    writer.write(b"x" * (INLINE + 1))
+    assert len(store.files()) == 1
+    writer.abandon()
+    writer.abandon()
+    assert store.files() == []
+    store.chunks.discard([store.write(b"x" * (INLINE + 1)), store.write(b"small")])
+    store.collect()
+    assert store.files() == []
+
+
+# --- equal chunks ---
+
+
+@pytest.mark.parametrize("size", [INLINE, INLINE + 1])
+def test_equal_chunks_are_stored_once_and_go_with_the_last_file_that_needs_them(store: Store, size: int) -> None:
+    content = b"e" * size
+    store.hold("a", store.write(content))
+    store.hold("b", store.write(content))
+    assert store.refs() == [(size, 2)]
+    assert len(store.files()) == (size > INLINE)
+    store.delete("a")
+    assert store.refs() == [(size, 1)]
+    assert store.read(blake3(content).digest()) == content
+    store.delete("b")
+    assert store.refs() == []
+    assert store.files() == []
+
+
+def test_an_overwrite_with_the_same_content_keeps_the_chunk(store: Store) -> None:
+    content = b"e" * 500
+    for _ in range(4):
+        store.hold("a", store.write(content))
+        assert store.refs() == [(500, 1)]
+        assert len(store.files()) == 1
+        assert store.read(blake3(content).digest()) == content
+
+
+def test_a_chunk_that_was_adopted_is_not_discarded(store: Store) -> None:
+    fresh = store.write(b"e" * 500)
+    store.hold("a", fresh)
+    store.chunks.discard([fresh])
+    store.collect()
+    assert store.read(fresh.hash) == b"e" * 500
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from("abc"), st.lists(st.integers(0, 4))), max_size=12
+    )
+)
+def test_chunks_are_exactly_those_that_held_files_need(steps: list[tuple[str, str, list[int]]]) -> None:
+    contents = [bytes([number]) * size for number, size in enumerate((0, 50, INLINE, INLINE + 1, 300))]
+    store = Store(Mount(Platter()))
+    held: dict[str, list[bytes]] = {}
+    for what, key, numbers in steps:
+        if what == "put":
+            store.hold(key, *(store.write(contents[number]) for number in numbers))
+            held[key] = [contents[number] for number in numbers]
+        else:
+            store.delete(key)
+            held.pop(key, None)
+        needed = {content for file in held.values() for content in file}
+        counts = sorted((len(content), sum(content in file for file in held.values())) for content in needed)
+        assert store.refs() == counts
+        assert len(store.files()) == sum(len(content) > INLINE for content in needed)
+        for content in needed:
+            assert store.read(blake3(content).digest()) == content
+
+
+# --- reading ---
+
+
+def test_an_open_file_is_read_to_its_end_though_its_name_is_removed(store: Store) -> None:
+    content = Random(1).randbytes(5000)
+    fresh = store.write(content)
+    store.hold("k", fresh)
+    row = store.chunks.row(fresh.hash)
+    assert row is not None
+    file = trio.run(store.chunks.open_verified, fresh.hash, row)
+    try:
+        store.delete("k")
+        assert store.files() == []
+        assert b"".join(file.read_at(at, 1000) for at in range(0, 6000, 1000)) == content
+    finally:
+        file.close()
+    with pytest.raises(ChunkMissing):
+        trio.run(store.chunks.open_verified, fresh.hash, row)
+
+
+@contextmanager
+def in_place(folder: Path, fresh: FreshChunk) -> Iterator[Path]:
+    assert fresh.serial is not None
+    yield folder / chunk_file_name(fresh.hash, fresh.serial)
+
+
+@pytest.mark.parametrize("spoil", ["one bit", "shorter", "longer", "empty"])
+def test_a_file_that_was_touched_is_verified_again(tmp_path: Path, spoil: str) -> None:
+    store = Store(SystemDisk(tmp_path))
+    fresh = store.write(b"x" * 5000)
+    store.hold("k", fresh)
+    assert store.read(fresh.hash) == b"x" * 5000
+    with in_place(tmp_path, fresh) as path:
+        spoiled = {"one bit": b"y" + b"x" * 4999, "shorter": b"x" * 4999, "longer": b"x" * 5001, "empty": b""}[spoil]
+        path.write_bytes(spoiled)
+        for _ in range(2):
+            with pytest.raises(ChunkCorrupt):
+                store.read(fresh.hash)
+        path.write_bytes(b"x" * 5000)
+        assert store.read(fresh.hash) == b"x" * 5000
+        path.unlink()
+        with pytest.raises(ChunkMissing):
+            store.read(fresh.hash)
+    trio.run(store.database.close)
+
+
+def test_a_file_verified_a_short_while_ago_is_not_read_twice_and_later_it_is(tmp_path: Path) -> None:
+    store = Store(SystemDisk(tmp_path))
+    fresh = store.write(b"x" * 5000)
+    store.hold("k", fresh)
+    store.read(fresh.hash)
+    with in_place(tmp_path, fresh) as path:
+        # Bits that turn without anybody touching the file.
+        before = path.stat()
+        path.write_bytes(b"y" * 5000)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    store.env.clock.time += VERIFIED_FOR_S - 1
+    assert store.read(fresh.hash) == b"y" * 5000
+    store.env.clock.time += 1
+    with pytest.raises(ChunkCorrupt):
+        store.read(fresh.hash)
+    trio.run(store.database.close)
+
+
+def test_rotten_bytes_in_the_database_are_found_at_every_read(store: Store) -> None:
+    fresh = store.write(b"small")
+    store.hold("k", fresh)
+    assert store.read(fresh.hash) == b"small"
+    store.database.store.connection.execute("UPDATE chunks SET content = CAST('SMALL' AS BLOB)")
+    with pytest.raises(ChunkCorrupt):
+        store.read(fresh.hash)
+    with pytest.raises(ChunkCorrupt):
+        trio.run(store.chunks.verify, fresh.hash, store.chunks.row(fresh.hash))
+
+
+# --- staged chunks ---
+
+
+def test_staged_chunks_wait_for_ten_minutes(store: Store) -> None:
+    first, second = store.write(b"1" * 500), store.write(b"2" * 500)
+    assert store.chunks.stage(first) is None
+    store.env.clock.time += STAGED_FOR_S / 2
+    store.chunks.stage(second)
+    assert store.chunks.take_expired() == []
+    store.env.clock.time += STAGED_FOR_S / 2
+    assert store.chunks.take_expired() == [first]
+    assert store.chunks.take_expired() == []
+    assert store.chunks.claim(first.hash) is None
+    assert store.chunks.is_staged(second.hash)
+    store.chunks.discard([first])
+    store.collect()
+    assert len(store.files()) == 1
+
+
+def test_a_staged_chunk_has_one_owner(store: Store) -> None:
+    first, second = store.write(b"1" * 500), store.write(b"1" * 500)
+    store.chunks.stage(first)
+    assert store.chunks.stage(second) is first
+    assert store.chunks.claim(first.hash) is second
+    assert store.chunks.claim(first.hash) is None
+    store.env.clock.time += 2 * STAGED_FOR_S
+    assert store.chunks.take_expired() == []
+
+
+# --- crashes ---
+
+
+class Countdown:
+    """The power fails at a certain access to the disk."""
+
+    def __init__(self, platter: Platter, accesses: int) -> None:
+        self._platter = platter
+        self.left = accesses
+
+    def access(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self._platter.crash()
+
+
+class CountedFile(NewFile):
+    countdown: Countdown
+
+    def write(self, piece: bytes | memoryview) -> None:
+        self.countdown.access()
+        super().write(piece)
+
+    def sync(self) -> None:
+        self.countdown.access()
+        super().sync()
+        self.countdown.access()
+
+
+class CountedMount(Mount):
+    """A disk whose power fails before or behind a certain step."""
+
+    def __init__(self, platter: Platter, countdown: Countdown) -> None:
+        super().__init__(platter)
+        platter.mount = self
+        self._countdown = countdown
+
+    def create(self, path: str) -> NewFile:
+        self._countdown.access()
+        super().create(path)
+        counted = CountedFile(self, self.platter.files[path])
+        counted.countdown = self._countdown
+        self._countdown.access()
+        return counted
+
+    def rename(self, old: str, new: str) -> None:
+        self._countdown.access()
+        super().rename(old, new)
+        self._countdown.access()
+
+    def sync_folder(self, folder: str) -> None:
+        self._countdown.access()
+        super().sync_folder(folder)
+        self._countdown.access()
+
+    def remove(self, path: str) -> None:
+        self._countdown.access()
+        super().remove(path)
+        self._countdown.access()
+
+
+def test_a_crash_at_any_step_leaves_no_orphans_and_nothing_committed_without_its_bytes() -> None:
+    contents = [Random(number).randbytes(size) for number, size in enumerate((50, 300, 301))]
+    crashes = 0
+    for accesses in range(1, 200):
+        platter = Platter()
+        countdown = Countdown(platter, accesses)
+        committed: dict[str, list[bytes]] = {}
+        try:
+            store = Store(CountedMount(platter, countdown))
+            for key in ("a", "b", "c"):
+                fresh = [store.write(content[:100], content[100:]) for content in contents]
+                # A crash comes before a commit or after it.
+                store.env.disk.check()  # type: ignore[attr-defined]
+                committed[key] = contents
+                store.hold(key, *fresh)
+            committed.pop("a")
+            store.delete("a")
+            committed.pop("b")
+            store.delete("b")
+        except StoreError:
+            crashes += 1
+        finished = countdown.left > 0
+        if finished:
+            platter.crash()
+        again = Store(Mount(platter), life=2)
+        assert again.stock == Stock([], []), f"crash at access {accesses}"
+        expected = {
+            chunk_file_name(name, serial)
+            for name, serial in again.query("SELECT hash, serial FROM chunks WHERE serial NOT NULL")
+        }
+        assert set(again.files()) == expected, f"crash at access {accesses}"
+        for key, chunks in committed.items():
+            assert again.database.store.puts_of(key), f"crash at access {accesses}"
+            for content in chunks:
+                assert again.read(blake3(content).digest()) == content, f"crash at access {accesses}"
+        if finished:
+            break
+    assert crashes > 20
+    assert finished
+
+
+def test_files_that_vanished_or_came_from_nowhere_are_found_at_the_start(store: Store) -> None:
+    disk = store.env.disk
+    kept, lost = store.write(b"1" * 500), store.write(b"2" * 500)
+    store.hold("a", kept, lost)
+    never_adopted = store.write(b"3" * 500)
+    incoming = disk.create("incoming/12345")
+    incoming.write(b"half")
+    incoming.close()
+    assert lost.serial is not None
+    disk.remove(chunk_file_name(lost.hash, lost.serial))
+    assert never_adopted.serial is not None
+    assert trio.run(store.chunks.open) == Stock([(lost.hash, ChunkRow(lost.size, lost.serial, None))], [])
+    assert kept.serial is not None
+    assert store.files() == [chunk_file_name(kept.hash, kept.serial)]
