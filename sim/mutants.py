@@ -441,7 +441,7 @@ MUTANTS = (
     Mutant(
         "connections-shared-by-threads",
         "SQLite's binding does not check whose connection it is.",
-        "peer/world/system.py",
+        "peer/world/disk.py",
         "check_same_thread=True",
         "check_same_thread=False",
         (DATABASE + "::test_a_connection_is_of_use_on_its_own_thread_only",),
@@ -601,7 +601,7 @@ MUTANTS = (
     Mutant(
         "folder-left-unsynced",
         "A folder that is there already is not synced.",
-        "peer/world/system.py",
+        "peer/world/disk.py",
         "            folder.mkdir(parents=True, exist_ok=True)\n",
         "            if folder.is_dir():\n                return\n"
         "            folder.mkdir(parents=True, exist_ok=True)\n",

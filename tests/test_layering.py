@@ -29,7 +29,7 @@ CLOCKS_AND_CHANCE = {
     "datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today",
     "uuid.uuid1", "uuid.uuid4", "os.urandom", "random.SystemRandom",
 }  # fmt: skip
-THE_WORLD = ("peer/world/system.py", "peer/cluster/", "peer/cli/")
+THE_WORLD = ("peer/world/", "peer/cluster/", "peer/cli/")
 """Where clocks and chance come from: the real environment, and the supervisor of real processes."""
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager"}
 
@@ -112,21 +112,10 @@ def no_world_in_protocol(path: str, tree: ast.Module) -> Iterator[tuple[int, str
 def world_only_at_the_edge(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     if path.startswith("sim/") or path.startswith(THE_WORLD):
         return
-    defaults = _argument_defaults(tree) if path == "peer/world/server.py" else set()
     for node, name in used(tree):
         drawn = name.startswith("secrets.") or (name.startswith("random.") and name[len("random.") :].islower())
-        if (drawn or name in CLOCKS_AND_CHANCE) and not (name == "time.time" and node in defaults):
+        if drawn or name in CLOCKS_AND_CHANCE:
             yield node.lineno, f"{name} is for {', '.join(THE_WORLD)} only; use env's clock and chance"
-
-
-def _argument_defaults(tree: ast.Module) -> set[ast.expr]:
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    return {
-        default
-        for function in functions
-        for default in (*function.args.defaults, *function.args.kw_defaults)
-        if default is not None
-    }
 
 
 def threads_only_in_system(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -328,11 +317,11 @@ BROKEN = [
     (world_only_at_the_edge, "peer/node.py", "from random import shuffle\nshuffle(peers)"),
     (world_only_at_the_edge, "protocol/log.py", "import datetime\nnow = datetime.datetime.now()"),
     (world_only_at_the_edge, "peer/http/app.py", "import time\ndef f(clock=time.time): ..."),
-    (world_only_at_the_edge, "peer/world/server.py", "import time\ndef f(): return time.time()"),
-    (world_only_at_the_edge, "peer/world/server.py", "import time\ndef f(clock=time.monotonic): ..."),
+    (world_only_at_the_edge, "peer/http/app.py", "import time\ndef f(): return time.time()"),
+    (world_only_at_the_edge, "peer/http/app.py", "import time\ndef f(clock=time.monotonic): ..."),
     (threads_only_in_system, "peer/node.py", "import trio\nasync def f(): await trio.to_thread.run_sync(g)"),
     (threads_only_in_system, "peer/node.py", "from trio import to_thread"),
-    (threads_only_in_system, "peer/cluster/local.py", "from trio.to_thread import run_sync"),
+    (threads_only_in_system, "peer/cluster/supervisor.py", "from trio.to_thread import run_sync"),
     (no_vague_file_names, "peer/utils.py", ""),
     (no_vague_file_names, "peer/http/helpers.py", ""),
     (no_vague_file_names, "sim/common/world.py", ""),

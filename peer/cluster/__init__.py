@@ -15,6 +15,7 @@ Nothing here prints: what happens is told to a function (`Tell`), what goes wron
 from __future__ import annotations
 
 from peer.cluster.events import PeerExited, PeerStatus, PeerWrote, Tell
+from peer.cluster.folder import Control
 from peer.cluster.layout import (
     HOST,
     NODES_DEFAULT,
@@ -25,9 +26,9 @@ from peer.cluster.layout import (
     serve_command,
     settle_layout,
 )
-from peer.cluster.local import LocalCluster, open_cluster
-from peer.cluster.orders import Answer, Control, send_order
+from peer.cluster.orders import Answer, send_order
 from peer.cluster.ports import free_base_port
+from peer.cluster.supervisor import LocalCluster, open_cluster
 
 __all__ = [
     "HOST",

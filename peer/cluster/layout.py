@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -123,13 +122,3 @@ def _read_layout(data: Path) -> Layout | None:
         raise ClusterError(
             f"{data / 'cluster.json'} cannot be read ({error}); repair it or use another --data"
         ) from error
-
-
-def write_private(path: Path, content: object) -> None:
-    """Replace a file whole, readable by its owner only: a reader sees the old one or the new one."""
-    aside = path.with_name(path.name + ".new")
-    aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    aside.replace(path)

@@ -7,49 +7,20 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
 from peer.cluster.events import PeerStatus
-from peer.cluster.layout import HOST, START_TIMEOUT_S, STOP_TIMEOUT_S, ClusterError, write_private
-from peer.cluster.processes import lock_file
-
-if TYPE_CHECKING:
-    from peer.cluster.local import LocalCluster
+from peer.cluster.folder import Control, ControlFile, read_control
+from peer.cluster.layout import HOST, START_TIMEOUT_S, STOP_TIMEOUT_S, ClusterError
 
 ORDER_READ_TIMEOUT_S = 5.0
 ORDER_BYTES_MAX = 4096
 ANSWER_TIMEOUT_S = START_TIMEOUT_S + STOP_TIMEOUT_S
-
-
-@contextmanager
-def claimed(data: Path) -> Iterator[None]:
-    """Hold the cluster's folder; the system lets go of it however this process ends."""
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        lock = (data / "cluster.lock").open("ab")
-    except OSError as error:
-        raise ClusterError(f"cannot use {data} as the cluster's folder: {error.strerror}") from error
-    with lock:
-        if not lock_file(lock):
-            control = read_control(data)
-            who = f" (process {control.pid})" if control else ""
-            raise ClusterError(f"a cluster is already running from {data}{who}; stop it or use another --data")
-        yield
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Where a supervisor takes orders; the token keeps other users of the machine from giving them."""
-
-    port: int
-    token: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,35 +31,26 @@ class Answer:
     peers: tuple[PeerStatus, ...] = ()
 
 
-async def take_orders(cluster: LocalCluster) -> ControlFile:
+Obey = Callable[[str, str], Awaitable[Answer]]
+"""Carries out a command on a node; raises ClusterError for what cannot be."""
+
+
+async def take_orders(data: Path, obey: Obey, nursery: trio.Nursery) -> ControlFile:
+    """Take orders from now on, in this nursery; they find their way by the file that is returned."""
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
     port = listener.socket.getsockname()[1]
-    desk = _OrderDesk(cluster, Control(port, secrets.token_hex(16), os.getpid()))
-    cluster.nursery.start_soon(_serve, desk, listener, cluster.nursery)
-    return ControlFile(cluster.data, desk.control)
+    desk = _OrderDesk(obey, Control(port, secrets.token_hex(16), os.getpid()))
+    nursery.start_soon(_serve, desk, listener, nursery)
+    return ControlFile(data, desk.control)
 
 
 async def _serve(desk: _OrderDesk, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
     await trio.serve_listeners(desk.serve, [listener], handler_nursery=nursery)
 
 
-class ControlFile:
-    """control.json, there as long as orders are taken."""
-
-    def __init__(self, data: Path, control: Control) -> None:
-        self._path = data / "control.json"
-        self._control = control
-
-    def __enter__(self) -> None:
-        write_private(self._path, asdict(self._control))
-
-    def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
-
-
 class _OrderDesk:
-    def __init__(self, cluster: LocalCluster, control: Control) -> None:
-        self._cluster = cluster
+    def __init__(self, obey: Obey, control: Control) -> None:
+        self._obey = obey
         self.control = control
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -102,25 +64,9 @@ class _OrderDesk:
 
     async def _answer(self, line: bytes) -> dict[str, object]:
         try:
-            return {"ok": True, **asdict(await self._obey(line))}
+            return {"ok": True, **asdict(await self._obey(*self._read(line)))}
         except ClusterError as error:
             return {"ok": False, "message": str(error)}
-
-    async def _obey(self, line: bytes) -> Answer:
-        command, node_id = self._read(line)
-        match command:
-            case "status":
-                return Answer("", tuple(self._cluster.status()))
-            case "start":
-                await self._cluster.start(node_id)
-                return Answer(f"{node_id} started")
-            case "stop":
-                await self._cluster.stop(node_id)
-                return Answer(f"{node_id} stopped")
-            case "kill":
-                await self._cluster.kill(node_id)
-                return Answer(f"{node_id} killed")
-        raise ClusterError(f"the supervisor knows no order {command!r}; both commands must be of one version")
 
     def _read(self, line: bytes) -> tuple[str, str]:
         try:
@@ -189,11 +135,3 @@ def _supervisor_is_gone(data: Path, control: Control) -> ClusterError:
 
 def _start_command(data: Path) -> str:
     return f"minidfs cluster --data {shlex.quote(str(data))}"
-
-
-def read_control(data: Path) -> Control | None:
-    try:
-        stored = json.loads((data / "control.json").read_bytes())
-        return Control(int(stored["port"]), str(stored["token"]), int(stored["pid"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

@@ -21,14 +21,6 @@ LAST_BYTES_MAX = 64 * 1024
 
 
 if sys.platform == "win32":
-    import msvcrt
-
-    def lock_file(file: IO[bytes]) -> bool:
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
 
     async def open_process(command: Sequence[str], log: IO[bytes]) -> trio.Process:
         # A group of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops the peers orderly.
@@ -45,14 +37,6 @@ if sys.platform == "win32":
         process.send_signal(signal.CTRL_BREAK_EVENT)
 
 else:
-    import fcntl
-
-    def lock_file(file: IO[bytes]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     async def open_process(command: Sequence[str], log: IO[bytes]) -> trio.Process:
         # A group of its own: Ctrl-C in the terminal reaches the supervisor only, which then stops the peers orderly.

@@ -12,7 +12,7 @@ import trio
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import PeerState
 from peer.http.times import rfc3339
-from peer.store.catalog import select_puts
+from peer.store.rows import select_puts
 from peer.upkeep.repair import ItemStatus, Repair
 from protocol import codec
 from protocol.errors import MalformedMessage

@@ -17,8 +17,8 @@ from blake3 import blake3
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import PeerState
 from peer.gossip.whole_state import Reason, WholeStates
-from peer.store.catalog import ChunkRow, raw_log_after
 from peer.store.chunks import FreshChunk
+from peer.store.rows import ChunkRow, raw_log_after
 from peer.world.env import StoreError, Work
 from protocol.codec import decode_op
 from protocol.errors import MalformedMessage

@@ -12,9 +12,9 @@ from blake3 import blake3
 
 from peer.config import Config
 from peer.gossip.client import PeerClient
-from peer.store.catalog import ChunkRow, select_puts
 from peer.store.chunks import ChunkStore, FreshChunk, adopt
 from peer.store.database import Database
+from peer.store.rows import ChunkRow, select_puts
 from peer.store.space import Space
 from peer.world.env import ChunkCorrupt, ChunkMissing, Env
 from protocol.identity import Dot, NodeId

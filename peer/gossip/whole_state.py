@@ -12,8 +12,8 @@ import trio
 
 from peer.gossip.client import PeerUnreachable, frame
 from peer.gossip.peers import PeerState
-from peer.store.catalog import ChunkRow, live_ops, select_puts, version_vector_of
 from peer.store.database import meta_value, translated_errors
+from peer.store.rows import ChunkRow, live_ops, select_puts, version_vector_of
 from peer.world.env import Work
 from protocol import catalog, codec
 from protocol.codec import decode_op, encode_op

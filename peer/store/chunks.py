@@ -21,8 +21,9 @@ import trio
 from blake3 import blake3
 
 from peer.config import Config
-from peer.store.catalog import ChunkRow, SqliteStore, chunk_file_name, chunk_row
+from peer.store.catalog import SqliteStore
 from peer.store.database import Database
+from peer.store.rows import ChunkRow, chunk_file_name, chunk_row
 from peer.store.space import Space
 from peer.world.env import (
     ChunkCorrupt,

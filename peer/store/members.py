@@ -7,8 +7,9 @@ from functools import partial
 from itertools import groupby
 
 from peer.gossip.peers import Placement
-from peer.store.catalog import SqliteStore, select_puts
+from peer.store.catalog import SqliteStore
 from peer.store.database import Database
+from peer.store.rows import select_puts
 from peer.world.env import Env, Work
 from protocol.identity import NodeId
 from protocol.messages import Member

@@ -19,8 +19,8 @@ import trio
 from peer.files.downloads import ContentUnavailable, Downloads
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import PeerState
-from peer.store.catalog import ChunkRow, select_puts
 from peer.store.chunks import FreshChunk
+from peer.store.rows import ChunkRow, select_puts
 from peer.world.env import ChunkCorrupt, StoreError
 from protocol.identity import Dot, NodeId
 from protocol.ops import Chunk, Put

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.config import Address, Config
-from peer.store.catalog import ChunkRow, chunk_file_name, no_targets
+from peer.store.catalog import no_targets
 from peer.store.chunks import STAGED_FOR_S, VERIFIED_FOR_S, ChunkStore, ChunkWriter, FreshChunk, Stock, adopt
 from peer.store.database import Database
+from peer.store.rows import ChunkRow, chunk_file_name
 from peer.store.space import Space
+from peer.world.disk import SystemDisk
 from peer.world.env import ChunkCorrupt, ChunkMissing, Disk, StoreError, Work
-from peer.world.system import SystemDisk
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest, Put
 from protocol.replica import Replica

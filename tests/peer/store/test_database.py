@@ -19,11 +19,13 @@ import sqlite_utils
 import trio
 import trio.lowlevel
 
-from peer.store.catalog import no_targets, pack_chunks
+from peer.store.catalog import no_targets
 from peer.store.database import Database, meta_value, set_meta_value
+from peer.store.rows import pack_chunks
 from peer.store.schema import SCHEMA_VERSION, migrate, migrations
+from peer.world.disk import SystemDatabaseFile
 from peer.world.env import DatabaseFile, NoSpace, StartError, StoreError, Work
-from peer.world.system import SystemDatabaseFile, SystemEnv
+from peer.world.system import SystemEnv
 from protocol import catalog
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest
@@ -607,7 +609,8 @@ WRITER = """
 import sys, trio
 from pathlib import Path
 from random import SystemRandom
-from peer.store.catalog import no_targets, pack_chunks
+from peer.store.catalog import no_targets
+from peer.store.rows import pack_chunks
 from peer.store.database import Database
 from peer.world.system import SystemEnv
 from protocol.identity import NodeId
@@ -672,6 +675,6 @@ def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path: Path)
 
 
 def _all_puts(database: Database):
-    from peer.store.catalog import select_puts
+    from peer.store.rows import select_puts
 
     return select_puts(database.store.connection, "")

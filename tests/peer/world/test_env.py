@@ -20,9 +20,11 @@ import trio
 import trio.testing
 
 from peer.config import Address
+from peer.world.disk import SystemDisk
 from peer.world.env import ChunkMissing, Disk, Env, Listener, StartError, StoreError, Work
 from peer.world.server import Server
-from peer.world.system import SystemDatagrams, SystemDisk, SystemEnv
+from peer.world.sockets import SystemDatagrams
+from peer.world.system import SystemEnv
 from sim.disk import Faults, Mount, Platter
 from sim.world import VirtualEnv, World, run_world
 
@@ -191,7 +193,7 @@ def test_a_folder_is_made_durable_also_when_a_kill_left_it_unsynced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr("peer.world.system.sync_folder", synced.append)
+    monkeypatch.setattr("peer.world.disk.sync_folder", synced.append)
     root = tmp_path / "above" / "root"
     (root / "chunks" / "aa").mkdir(parents=True)
     disk = SystemDisk(root)

@@ -12,6 +12,7 @@ import httpx
 import trio
 
 from peer.cluster.events import PeerExited, PeerStatus, PeerWrote, Tell, tell_nobody
+from peer.cluster.folder import claimed, write_private
 from peer.cluster.layout import (
     START_TIMEOUT_S,
     STOP_TIMEOUT_S,
@@ -20,9 +21,8 @@ from peer.cluster.layout import (
     PeerCommand,
     serve_command,
     settle_layout,
-    write_private,
 )
-from peer.cluster.orders import claimed, take_orders
+from peer.cluster.orders import Answer, take_orders
 from peer.cluster.ports import HEALTH_TIMEOUT_S, ask_health, check_ports
 from peer.cluster.processes import PeerProcess, Run, ask_to_stop
 
@@ -95,6 +95,22 @@ class LocalCluster:
             PeerStatus(peer.node_id, str(peer.address), peer.run.process.pid if peer.run else None)
             for peer in self._peers.values()
         ]
+
+    async def obey(self, command: str, node_id: str) -> Answer:
+        """Carry out an order. Raises ClusterError for one that cannot be, or that there is not."""
+        match command:
+            case "status":
+                return Answer("", tuple(self.status()))
+            case "start":
+                await self.start(node_id)
+                return Answer(f"{node_id} started")
+            case "stop":
+                await self.stop(node_id)
+                return Answer(f"{node_id} stopped")
+            case "kill":
+                await self.kill(node_id)
+                return Answer(f"{node_id} killed")
+        raise ClusterError(f"the supervisor knows no order {command!r}; both commands must be of one version")
 
     def url_of(self, node_id: str) -> str:
         """Where a peer answers over HTTP."""
@@ -202,7 +218,7 @@ async def open_cluster(
             write_private(data / "cluster.json", asdict(layout))
             async with trio.open_nursery() as nursery:
                 cluster = LocalCluster(data, layout, nursery=nursery, client=client, command=command, tell=tell)
-                with await take_orders(cluster):
+                with await take_orders(data, cluster.obey, nursery):
                     try:
                         yield cluster
                     except Exception as error:  # noqa: BLE001 - raised again below: a nursery would wrap it in a group

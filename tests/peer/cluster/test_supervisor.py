@@ -33,7 +33,7 @@ from peer.cluster import (
     serve_command,
     settle_layout,
 )
-from peer.cluster import local as engine
+from peer.cluster import supervisor as engine
 from peer.config import ConfigError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")

@@ -1,0 +1,161 @@
+"""Rows and the values they stand for: reading puts, holds, chunks and the log, on any connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector
+from protocol.ops import Chunk, Hold, LiveOp, Manifest, Put
+
+PAGE_ROWS = 500
+"""Read at a time where there may be many."""
+
+
+class ChunkRow(NamedTuple):
+    """Where a chunk is: in the database, or in the file of this serial. Two that are equal are the same bytes."""
+
+    size: int
+    serial: int | None
+    content: bytes | None
+
+
+_PUT_COLUMNS = (
+    "nodes.node_id, origins.epoch, puts.seq, puts.stamp, puts.file_key, puts.filename, puts.size_bytes, puts.sha256, "
+    "puts.content_type, puts.uploaded_at_ms, puts.copies, puts.chunks, puts.registered"
+)
+_PUTS = (
+    f"SELECT {_PUT_COLUMNS}, puts.id FROM puts "
+    "JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node "
+)
+_HOLDS = (
+    "SELECT hn.node_id, ho.epoch, holds.seq, holds.stamp, nodes.node_id, origins.epoch, puts.seq, holds.recovered "
+    "FROM holds JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node "
+    "JOIN puts ON puts.id = holds.put JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node "
+)
+
+
+def pack_chunks(chunks: Sequence[Chunk] | None) -> bytes | None:
+    """A manifest's chunks as they stand in `puts.chunks`."""
+    if chunks is None:
+        return None
+    packed = msgpack.packb([field for chunk in chunks for field in chunk])
+    return bytes(packed)
+
+
+def unpack_chunks(packed: bytes | None) -> tuple[Chunk, ...] | None:
+    """What `pack_chunks` packed."""
+    if packed is None:
+        return None
+    flat = msgpack.unpackb(packed)
+    return tuple(Chunk(flat[i], flat[i + 1]) for i in range(0, len(flat), 2))
+
+
+def put_of_row(row: Sequence[Any]) -> Put:
+    """The put in a row of `_PUT_COLUMNS`."""
+    return Put(
+        Dot(Origin(NodeId(row[0]), row[1]), row[2]),
+        Stamp(row[3]),
+        Manifest(
+            file_key=row[4],
+            filename=row[5],
+            size_bytes=row[6],
+            sha256=row[7],
+            content_type=row[8],
+            uploaded_at_ms=row[9],
+            copies=row[10],
+            chunks=unpack_chunks(row[11]),
+            registered=bool(row[12]),
+        ),
+    )
+
+
+def select_puts(connection: sqlite3.Connection, condition: str, *values: object) -> Iterator[tuple[int, Put]]:
+    """Row ids and live puts that fulfil an SQL condition, which may go on to order and limit them."""
+    for row in connection.execute(_PUTS + condition, values):
+        yield row[13], put_of_row(row)
+
+
+def hold_of_row(row: Sequence[Any]) -> Hold:
+    """The hold in a row of `_HOLDS`."""
+    dot = Dot(Origin(NodeId(row[0]), row[1]), row[2])
+    return Hold(dot, Stamp(row[3]), Dot(Origin(NodeId(row[4]), row[5]), row[6]), bool(row[7]))
+
+
+def select_holds(connection: sqlite3.Connection, condition: str, *values: object) -> Iterator[Hold]:
+    """The live holds that fulfil an SQL condition on `holds`, and on `puts` and their origins beside it."""
+    return map(hold_of_row, connection.execute(_HOLDS + condition, values))
+
+
+def live_ops(connection: sqlite3.Connection) -> Iterator[LiveOp]:
+    """Every live op a connection sees, puts before holds, a page at a time: ops may be removed in between."""
+    last_id = 0
+    while True:
+        page = list(select_puts(connection, "WHERE puts.id > ? ORDER BY puts.id LIMIT ?", last_id, PAGE_ROWS))
+        if not page:
+            break
+        yield from (put for _, put in page)
+        last_id = page[-1][0]
+    last = (0, 0)
+    while True:
+        rows = connection.execute(
+            _HOLDS.replace("SELECT ", "SELECT holds.origin, ", 1)
+            + "WHERE (holds.origin, holds.seq) > (?, ?) ORDER BY holds.origin, holds.seq LIMIT ?",
+            (*last, PAGE_ROWS),
+        ).fetchall()
+        if not rows:
+            return
+        yield from (hold_of_row(row[1:]) for row in rows)
+        last = (rows[-1][0], rows[-1][3])
+
+
+def raw_log_after(connection: sqlite3.Connection, vv: VersionVector) -> Iterator[bytes]:
+    """The encoded ops in the log that `vv` does not cover, in order of arrival, a page at a time."""
+    known = {
+        row_id: vv.get(Origin(NodeId(node_id), epoch), 0)
+        for row_id, node_id, epoch in connection.execute(
+            "SELECT origins.id, node_id, epoch FROM origins JOIN nodes ON nodes.id = origins.node ORDER BY origins.id"
+        )
+    }
+    firsts = [
+        connection.execute(
+            "SELECT arrival FROM log WHERE origin = ? AND seq > ? ORDER BY seq LIMIT 1", (row_id, seq)
+        ).fetchone()
+        for row_id, seq in known.items()
+    ]
+    # Within an origin arrival follows seq, so nothing that is lacking arrived before these.
+    next_arrival = min((first[0] for first in firsts if first), default=None)
+    while next_arrival is not None:
+        rows = connection.execute(
+            "SELECT arrival, origin, seq, op FROM log WHERE arrival >= ? ORDER BY arrival LIMIT ?",
+            (next_arrival, PAGE_ROWS),
+        ).fetchall()
+        yield from (op for _, origin, seq, op in rows if seq > known.get(origin, 0))
+        next_arrival = rows[-1][0] + 1 if rows else None
+
+
+def version_vector_of(connection: sqlite3.Connection) -> VersionVector:
+    """The version vector a connection sees."""
+    return {
+        Origin(NodeId(node_id), epoch): seen
+        for node_id, epoch, seen in connection.execute(
+            "SELECT node_id, epoch, seen FROM origins JOIN nodes ON nodes.id = origins.node WHERE seen > 0"
+            " ORDER BY origins.id"
+        )
+    }
+
+
+def chunk_row(connection: sqlite3.Connection, name: bytes) -> ChunkRow | None:
+    """Where a chunk is, as a connection sees it; None when there is none, or one that was condemned."""
+    found = connection.execute(
+        "SELECT size, serial, content FROM chunks WHERE hash = ? AND NOT condemned", (name,)
+    ).fetchone()
+    return ChunkRow(*found) if found else None
+
+
+def chunk_file_name(name: bytes, serial: int) -> str:
+    """The file of a chunk, relative to the data folder."""
+    return f"chunks/{name[:1].hex()}/{name.hex()}.{serial}"
