@@ -618,7 +618,7 @@ MUTANTS = (
     Mutant(
         "failing-removal-ends-the-collector",
         "A duplicate chunk that cannot be removed ends the peer.",
-        "peer/store/chunks.py",
+        "peer/store/chunk_files.py",
         '            except StoreError as error:\n                log.warning("an unused chunk file',
         '            except KeyError as error:\n                log.warning("an unused chunk file',
         (HOLDING,),

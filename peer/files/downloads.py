@@ -102,7 +102,7 @@ class Downloads:
         try:
             self._remote_chunks.acquire_on_behalf_of_nowait(reader)
         except trio.WouldBlock:
-            file = await self._state.env.run_blocking(Work.DISK, self._state.chunks.spool, content)
+            file = await self._state.env.run_blocking(Work.DISK, self._state.chunks.files.spool, content)
             del content
             try:
                 yield FileSpan(file, part.first, part.count)

@@ -18,7 +18,9 @@ import trio
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.exchange import Exchanger
 from peer.gossip.peers import PeerState
-from peer.store.chunks import READ_BYTES, STAGED_FOR_S, ChunkWriter, FreshChunk
+from peer.store.chunk_files import ChunkWriter, FreshChunk
+from peer.store.chunks import READ_BYTES
+from peer.store.staging import STAGED_FOR_S
 from peer.tasks import helper_tasks
 from peer.world.env import StoreError, Work
 from protocol.identity import Dot, NodeId
@@ -276,7 +278,7 @@ class _Intake:
         self._sha256 = hashlib.sha256()
         self._expected = digests
         self._others = {name: hashlib.new(name, usedforsecurity=False) for name in digests if name != "sha256"}
-        self._writer = ChunkWriter(state.chunks)
+        self._writer = ChunkWriter(state.chunks.files)
         self._size = 0
         self._chunks: list[Chunk] = []
         self.fresh: list[FreshChunk] = []
@@ -317,7 +319,7 @@ class _Intake:
             chunk = writer.finish()
         else:
             chunk = await self._state.env.run_blocking(Work.DISK, writer.finish)
-        self._writer = ChunkWriter(self._state.chunks)
+        self._writer = ChunkWriter(self._state.chunks.files)
         self.fresh.append(chunk)
         self._chunks.append(Chunk(chunk.hash, chunk.size))
         if chunk.serial is not None:

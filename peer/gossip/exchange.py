@@ -17,7 +17,7 @@ from blake3 import blake3
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import PeerState
 from peer.gossip.whole_state import Reason, WholeStates
-from peer.store.chunks import FreshChunk
+from peer.store.chunk_files import FreshChunk
 from peer.store.rows import ChunkRow, raw_log_after
 from peer.world.env import StoreError, Work
 from protocol.codec import decode_op
@@ -122,10 +122,10 @@ class Exchanger:
         inline = self._inline_content(request)
         wanted = self._wanted_content(request, ops)
         rows = await state.verified_rows(
-            [chunk for chunk in wanted if chunk.hash not in inline and not state.chunks.is_staged(chunk.hash)], {}
+            [chunk for chunk in wanted if chunk.hash not in inline and not state.chunks.staging.has(chunk.hash)], {}
         )
         # From here to the commit they are ours alone.
-        claimed = [staged for chunk in wanted if (staged := state.chunks.claim(chunk.hash)) is not None]
+        claimed = [staged for chunk in wanted if (staged := state.chunks.staging.claim(chunk.hash)) is not None]
         fresh = {chunk.hash: chunk for chunk in claimed} | inline
         adopted: list[FreshChunk] = []
         # Looked at here and not in the step, which runs on another thread.
@@ -171,9 +171,13 @@ class Exchanger:
         """What was claimed and not adopted may still be of use, unless this peer has the chunk by now."""
         kept = {id(chunk) for chunk in adopted}
         chunks = self._state.chunks
-        left = [chunk for chunk in claimed if id(chunk) not in kept]
-        unwanted = [chunk if self._is_here(chunk.hash) else chunks.stage(chunk) for chunk in left]
-        chunks.discard([chunk for chunk in unwanted if chunk is not None])
+        for chunk in claimed:
+            if id(chunk) in kept:
+                continue
+            if self._is_here(chunk.hash):
+                chunks.discard([chunk])
+            else:
+                chunks.staging.stage(chunk)
 
     def _is_here(self, name: bytes) -> bool:
         try:

@@ -12,7 +12,8 @@ from blake3 import blake3
 
 from peer.config import Config
 from peer.gossip.client import PeerClient
-from peer.store.chunks import ChunkStore, FreshChunk, adopt
+from peer.store.chunk_files import FreshChunk
+from peer.store.chunks import ChunkStore, adopt
 from peer.store.database import Database
 from peer.store.rows import ChunkRow, select_puts
 from peer.store.space import Space

@@ -13,7 +13,7 @@ from peer.http.errors import HttpError
 from peer.http.nodes import recover_here
 from peer.http.requests import body_of, services_of
 from peer.http.services import Services
-from peer.store.chunks import ChunkWriter
+from peer.store.chunk_files import ChunkWriter
 from peer.world.env import Work
 from protocol import codec, messages
 from protocol.errors import MalformedMessage, WrongCluster
@@ -99,7 +99,7 @@ async def put_chunk(request: Request) -> Response:
     name = _hash_in(request)
     state = services.state
     state.space.check()
-    writer = ChunkWriter(state.chunks)
+    writer = ChunkWriter(state.chunks.files)
     try:
         async for piece in _body_up_to(request, state.config.chunk_bytes_max):
             await state.env.run_blocking(Work.DISK, writer.write, piece)
@@ -108,11 +108,10 @@ async def put_chunk(request: Request) -> Response:
         with trio.CancelScope(shield=True):
             await state.env.run_blocking(Work.DISK, writer.abandon)
         raise
-    unwanted = fresh if fresh.hash != name else state.chunks.stage(fresh)
-    if unwanted is not None:
-        state.chunks.discard([unwanted])
     if fresh.hash != name:
+        state.chunks.discard([fresh])
         raise HttpError(400, "the bytes do not give the chunk's hash")
+    state.chunks.staging.stage(fresh)
     return Response()
 
 
@@ -120,14 +119,14 @@ async def renew_chunks(request: Request) -> Response:
     """`POST /peer/chunks/renew`: an upload still arrives; keep what it staged. Answered with what is not here."""
     state = peer_services(request).state
     names = await _hashes_of(request)
-    return _packed([name for name in names if not state.chunks.renew(name) and state.chunks.row(name) is None])
+    return _packed([name for name in names if not state.chunks.staging.renew(name) and state.chunks.row(name) is None])
 
 
 async def withdraw_chunks(request: Request) -> Response:
     """`POST /peer/chunks/withdraw`: an upload was broken off, the chunks it staged here are of no use."""
     state = peer_services(request).state
-    names = await _hashes_of(request)
-    state.chunks.discard([chunk for name in names if (chunk := state.chunks.withdraw(name)) is not None])
+    for name in await _hashes_of(request):
+        state.chunks.staging.withdraw(name)
     return Response()
 
 

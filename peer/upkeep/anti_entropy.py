@@ -52,6 +52,6 @@ class Upkeep:
 
     async def _tidy(self) -> None:
         state = self._state
-        state.chunks.discard(state.chunks.take_expired())
+        state.chunks.staging.expire()
         shown_from = state.wall_ms() - COMPLETED_SHOWN_MS
         await state.database.write(lambda: state.database.store.forget_completed(shown_from))

@@ -19,7 +19,7 @@ import trio
 from peer.files.downloads import ContentUnavailable, Downloads
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import PeerState
-from peer.store.chunks import FreshChunk
+from peer.store.chunk_files import FreshChunk
 from peer.store.rows import ChunkRow, select_puts
 from peer.world.env import ChunkCorrupt, StoreError
 from protocol.identity import Dot, NodeId
@@ -226,7 +226,7 @@ class Repair:
                 if content is None:
                     raise PeerUnreachable(f"{source} did not send it")
                 await self._downloads.verify(chunk, content)
-                fetched.append((put, await self._state.chunks.write_whole(content)))
+                fetched.append((put, await self._state.chunks.files.write_whole(content)))
             except (PeerUnreachable, ChunkCorrupt):
                 await self._fetch_one(put)
         for put in puts[len(contents) :]:
@@ -246,19 +246,20 @@ class Repair:
                     fresh[chunk.hash] = await self._fetch_chunk(put, chunk)
             await self._declare([put], fresh, self._downloads.source_of(put), rows)
         except (Unfetchable, StoreError) as error:
-            self._state.chunks.discard([old for chunk in fresh.values() if (old := self._state.chunks.stage(chunk))])
+            for arrived in fresh.values():
+                self._state.chunks.staging.stage(arrived)
             self._fail(put.dot, str(error))
 
     async def _fetch_chunk(self, put: Put, chunk: Chunk) -> FreshChunk:
         """A chunk, staged by an earlier attempt or fetched now; ours alone until the whole file is here."""
-        staged = self._state.chunks.claim(chunk.hash)
+        staged = self._state.chunks.staging.claim(chunk.hash)
         if staged is not None:
             return staged
         try:
             content = await self._downloads.fetch(put, chunk)
         except ContentUnavailable as error:
             raise Unfetchable(str(error)) from error
-        return await self._state.chunks.write_whole(content)
+        return await self._state.chunks.files.write_whole(content)
 
     async def _declare(
         self,

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from peer.config import Address, Config
 from peer.store.catalog import no_targets
-from peer.store.chunks import STAGED_FOR_S, VERIFIED_FOR_S, ChunkStore, ChunkWriter, FreshChunk, Stock, adopt
+from peer.store.chunk_files import ChunkWriter, FreshChunk
+from peer.store.chunks import VERIFIED_FOR_S, ChunkStore, Stock, adopt
 from peer.store.database import Database
 from peer.store.rows import ChunkRow, chunk_file_name
 from peer.store.space import Space
+from peer.store.staging import STAGED_FOR_S
 from peer.world.disk import SystemDisk
 from peer.world.env import ChunkCorrupt, ChunkMissing, Disk, StoreError, Work
 from protocol.identity import NodeId
@@ -72,7 +74,7 @@ class Store:
         self.replica = Replica(NodeId("node-1"), self.database.store, self.env.chance("epochs"))
 
     def write(self, *pieces: bytes) -> FreshChunk:
-        writer = ChunkWriter(self.chunks)
+        writer = ChunkWriter(self.chunks.files)
         for piece in pieces:
             writer.write(piece)
         return writer.finish()
@@ -107,7 +109,7 @@ class Store:
         unused, self.database._unused_files = self.database._unused_files, []
         self.chunks._note_unused(unused)
         names, self.chunks._unused = self.chunks._unused, []
-        self.chunks._remove_files(names + self.chunks._take_unadopted())
+        self.chunks.files.remove(names + self.chunks._take_unadopted())
 
     def refs(self) -> list[tuple[int, int]]:
         return self.query("SELECT size, refs FROM chunks ORDER BY size")
@@ -158,14 +160,14 @@ def test_small_chunks_lie_in_the_database_and_larger_ones_in_files(store: Store,
 def test_writing_a_chunk_whole_or_in_pieces_gives_the_same_chunk(store: Store) -> None:
     for size in (0, INLINE, INLINE + 1):
         content = Random(size).randbytes(size)
-        whole = trio.run(store.chunks.write_whole, content)
+        whole = trio.run(store.chunks.files.write_whole, content)
         pieces = store.write(content[: size // 2], b"", memoryview(content)[size // 2 :])  # type: ignore[arg-type]
         assert (whole.hash, whole.size, whole.content) == (pieces.hash, pieces.size, pieces.content)
         assert (whole.serial is None) == (pieces.serial is None)
 
 
 def test_a_chunk_that_is_abandoned_or_discarded_leaves_nothing(store: Store) -> None:
-    writer = ChunkWriter(store.chunks)
+    writer = ChunkWriter(store.chunks.files)
     writer.write(b"x" * (INLINE + 1))
     assert len(store.files()) == 1
     writer.abandon()
@@ -316,28 +318,32 @@ def test_rotten_bytes_in_the_database_are_found_at_every_read(store: Store) -> N
 
 def test_staged_chunks_wait_for_ten_minutes(store: Store) -> None:
     first, second = store.write(b"1" * 500), store.write(b"2" * 500)
-    assert store.chunks.stage(first) is None
+    staging = store.chunks.staging
+    staging.stage(first)
     store.env.clock.time += STAGED_FOR_S / 2
-    store.chunks.stage(second)
-    assert store.chunks.take_expired() == []
+    staging.stage(second)
+    staging.expire()
+    assert staging.has(first.hash)
     store.env.clock.time += STAGED_FOR_S / 2
-    assert store.chunks.take_expired() == [first]
-    assert store.chunks.take_expired() == []
-    assert store.chunks.claim(first.hash) is None
-    assert store.chunks.is_staged(second.hash)
-    store.chunks.discard([first])
+    staging.expire()
+    assert not staging.has(first.hash)
+    assert staging.claim(first.hash) is None
+    assert staging.has(second.hash)
     store.collect()
     assert len(store.files()) == 1
 
 
 def test_a_staged_chunk_has_one_owner(store: Store) -> None:
     first, second = store.write(b"1" * 500), store.write(b"1" * 500)
-    store.chunks.stage(first)
-    assert store.chunks.stage(second) is first
-    assert store.chunks.claim(first.hash) is second
-    assert store.chunks.claim(first.hash) is None
+    staging = store.chunks.staging
+    staging.stage(first)
+    staging.stage(second)
+    assert staging.claim(first.hash) is second
+    assert staging.claim(first.hash) is None
     store.env.clock.time += 2 * STAGED_FOR_S
-    assert store.chunks.take_expired() == []
+    staging.expire()
+    store.collect()
+    assert len(store.files()) == 1, "the one that was replaced goes, the one that was claimed is its owner's"
 
 
 # --- crashes ---

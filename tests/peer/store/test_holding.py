@@ -29,8 +29,8 @@ from worlds import (
 )
 
 from peer.gossip.peers import PeerState
-from peer.store.chunks import STAGED_FOR_S
 from peer.store.rows import ChunkRow
+from peer.store.staging import STAGED_FOR_S
 from peer.world.env import StoreError
 from protocol.identity import NodeId
 from protocol.messages import Member
