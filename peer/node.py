@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
 import trio
 
 from peer.config import Address, Config
+from peer.files.delivery import Deliveries
 from peer.files.downloads import Downloads
-from peer.files.keys import Files
+from peer.files.keys import Keys
 from peer.files.listing import Listing
+from peer.files.targets import Targets
 from peer.files.uploads import Uploads
-from peer.gossip.client import PeerClient, PeerUnreachable, join
+from peer.gossip.answer import Answering
+from peer.gossip.client import PeerClient, PeerUnreachable
 from peer.gossip.exchange import Exchanger
+from peer.gossip.fetching import Fetching
+from peer.gossip.joining import announce, ask_cluster_id, meet_others
 from peer.gossip.membership import Gossip
-from peer.gossip.peers import PeerState, Placement
-from peer.http.app import FACADE, make_app
+from peer.gossip.peers import Peers
+from peer.gossip.placement import Placement
+from peer.gossip.whole_state import WholeStates
+from peer.http.app import make_app
+from peer.http.facade import serve_facade
 from peer.http.services import Services
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
-from peer.store.members import load_members, load_ranks, save_members, update_placement
+from peer.store.holding import Holding
+from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
-from peer.upkeep.anti_entropy import Upkeep
-from peer.upkeep.repair import Repair
-from peer.world.env import Datagrams, Env, HttpServer, Listener, StartError, StoreError
+from peer.upkeep.anti_entropy import AntiEntropy
+from peer.upkeep.queue import Queue
+from peer.upkeep.repair import DeficitWatch, Repair
+from peer.world.env import Datagrams, Env, HttpServer, StartError, StoreError
 from protocol import catalog
-from protocol.identity import NodeId
+from protocol.identity import Member, NodeId
 from protocol.membership import Membership
-from protocol.messages import Member
 from protocol.replica import Replica
 
 log = logging.getLogger("minidfs.node")
 
 DATABASE = "minidfs.db"
 OWN_LISTENER = "peer"
-JOIN_RETRY_S = 1.0
-STALL_LIMIT_S = 2.0
-"""A peer whose event loop stands still for this long lets the facade's connections go to the others."""
-FACADE_RETRY_S = 1.0
-MEET_TIMEOUT_S = 3.0
-MEET_POLL_S = 0.05
-FACADE_CHECK_S = 2.0
 
 
 class Node:
@@ -56,7 +57,6 @@ class Node:
         self.address = config.listen
         self._stop = trio.Event()
         self.space = Space(env, config.reserve_bytes)
-        self._placement_turn = trio.Lock()
 
     @property
     def is_stopping(self) -> bool:
@@ -132,11 +132,13 @@ class Node:
             await self._shut_down(server)
             nursery.cancel_scope.cancel()
         if self.services is not None:
-            await self.services.state.client.aclose()
+            await self.services.others.client.aclose()
 
     async def _shut_down(self, server: HttpServer) -> None:
         if self.services is not None:
-            self.services.state.draining = True
+            self.services.draining.set()
+            for worker in self.services.workers:
+                log.debug("%s", worker.status())
         log.info("stopping; running requests may finish for %g s", self.config.shutdown_grace_s)
         await server.shut_down(self.config.shutdown_grace_s)
 
@@ -148,60 +150,36 @@ class Node:
         nursery: trio.Nursery,
         server: HttpServer,
     ) -> None:
-        cluster_id = self._cluster_id(database) or await self._ask_cluster_id()
-        services = await self._build(database, placement, datagrams, cluster_id)
-        for task in (
-            services.gossip.run,
-            services.exchanger.run,
-            services.repair.run,
-            services.upkeep.run,
-            services.state.chunks.run_collector,
-            self.space.run,
-        ):
-            nursery.start_soon(task)
-        await self._on_members(services.state)
+        join = self.config.join
+        cluster_id = self._cluster_id(database) or await ask_cluster_id(self.env, join)
+        here, others = await self._build(database, placement, cluster_id)
+        services = self._wire(here, others, datagrams)
+        nursery.start_soon(services.gossip.run)
+        nursery.start_soon(services.whole_states.run)
+        for worker in services.workers:
+            nursery.start_soon(worker.run)
+        await services.gossip.keep_members()
         self.services = services
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.address, cluster_id)
-        nursery.start_soon(self._announce, services)
+        nursery.start_soon(announce, self.env, join, others, services.gossip.learn)
         if self.config.facade is not None:
-            await nursery.start(self._serve_facade, server, self.config.facade, services.state)
-        await self._meet_others(services.state)
-        services.state.ready.set()
+            await nursery.start(serve_facade, server, self.config.facade, services)
+        await meet_others(others, len(join))
+        services.ready.set()
 
-    async def _ask_cluster_id(self) -> str:
-        """Ask the peers to join, one after the other, until one answers."""
-        while True:
-            for address in self.config.join:
-                try:
-                    cluster_id, _ = await join(self.env, str(address), "", None)
-                except PeerUnreachable as error:
-                    log.warning("joining: %s", error)
-                else:
-                    return cluster_id
-            await trio.sleep(JOIN_RETRY_S)
-
-    async def _build(self, database: Database, placement: Placement, datagrams: Datagrams, cluster_id: str) -> Services:
-        """Put the peer together over its database. Raises StoreError."""
+    async def _build(self, database: Database, placement: Placement, cluster_id: str) -> tuple[Holding, Peers]:
+        """What this peer has, and what it knows of the others, from its disk. Raises StoreError."""
+        env, config = self.env, self.config
         me, members = await database.write(lambda: self._start_life(database, cluster_id))
-        replica = Replica(me.node_id, database.store, self.env.chance("epochs"))
+        replica = Replica(me.node_id, database.store, env.chance("epochs"))
         database.on_uncertain = replica.leave_epoch
         database.remember = replica.remember
-        state = PeerState(
-            env=self.env,
-            config=self.config,
-            cluster_id=cluster_id,
-            me=me.node_id,
-            database=database,
-            replica=replica,
-            chunks=ChunkStore(self.env, self.config, database, self.space),
-            membership=Membership(me, members, self.config.probe_interval_s, self.config.down_after_s),
-            placement=placement,
-            client=PeerClient(self.env, cluster_id),
-            space=self.space,
-        )
-        placement.follow(state.membership.members())
-        await self._take_stock(state)
-        return self._wire(state, datagrams)
+        chunks = ChunkStore(env, config, database, self.space)
+        here = Holding(me.node_id, env.clock, database, replica, chunks, self.space)
+        membership = Membership(me, members, config.probe_interval_s, config.down_after_s)
+        placement.follow(membership.members())
+        await self._take_stock(here)
+        return here, Peers(me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id))
 
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
         """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""
@@ -214,45 +192,45 @@ class Node:
         save_members(store, (me,))
         return me, members
 
-    async def _take_stock(self, state: PeerState) -> None:
-        stock = await state.chunks.open()
-        for name, row, serial in stock.found_again:
-            await state.database.write(partial(state.database.store.set_chunk, name, row._replace(serial=serial)))
-            await state.read_chunk(name, state.chunks.verify)
-        for name, row in stock.vanished:
-            await state.lose_chunk(name, row)
+    async def _take_stock(self, here: Holding) -> None:
+        """Look over the chunk files, and see to those that are not where their rows say."""
+        stock = await here.chunks.open()
+        store = here.database.store
+        for chunk_hash, row, serial in stock.found_again:
+            await here.database.write(partial(store.set_chunk, chunk_hash, row._replace(serial=serial)))
+            await here.read_chunk(chunk_hash, here.chunks.verify)
+        for chunk_hash, row in stock.vanished:
+            await here.lose_chunk(chunk_hash, row)
 
-    def _wire(self, state: PeerState, datagrams: Datagrams) -> Services:
-        gossip = Gossip(state, datagrams, lambda: self._on_members(state), self._on_met)
-        exchanger = Exchanger(state, gossip.learn)
-        uploads = Uploads(state, exchanger)
-        downloads = Downloads(state)
-        repair = Repair(state, downloads)
+    def _wire(self, here: Holding, others: Peers, datagrams: Datagrams) -> Services:
+        env, config = self.env, self.config
+        gossip = Gossip(env, here, others, datagrams, self._on_met)
+        whole_states = WholeStates(env, here, others)
+        exchanger = Exchanger(env, config, here, others, whole_states, gossip.learn)
+        fetching = Fetching(env, here, others)
+        targets = Targets(config, here, others, exchanger)
+        deliveries = Deliveries(env, config, here, others, exchanger)
+        repair = Repair(env, config, here, others, exchanger, fetching)
+        anti_entropy = AntiEntropy(env, config, here, others, exchanger, repair)
         return Services(
-            state=state,
+            env=env,
+            config=config,
+            here=here,
+            others=others,
             gossip=gossip,
             exchanger=exchanger,
-            uploads=uploads,
-            downloads=downloads,
-            files=Files(state, exchanger, uploads),
-            listing=Listing(state, repair),
+            answering=Answering(env, config, here, others, exchanger, whole_states, gossip.learn),
+            whole_states=whole_states,
+            fetching=fetching,
+            uploads=Uploads(env, config, here, others, targets, deliveries),
+            downloads=Downloads(env, here, fetching),
+            keys=Keys(here, others, exchanger, targets),
+            listing=Listing(here.database),
             repair=repair,
-            upkeep=Upkeep(state, exchanger, repair),
+            queue=Queue(here, others, repair),
+            anti_entropy=anti_entropy,
+            workers=(exchanger, repair, DeficitWatch(here, repair), anti_entropy, here.chunks.collector, self.space),
         )
-
-    # --- members ---
-
-    async def _on_members(self, state: PeerState) -> None:
-        """Keep the members, and what follows from them."""
-        members = state.membership.members()
-        state.placement.follow(members)
-        try:
-            await state.database.write(lambda: save_members(state.database.store, members))
-            async with self._placement_turn:
-                await update_placement(self.env, state.database, state.placement, state.membership.members())
-        except StoreError as error:
-            log.error("cannot keep the members: %s", error)
-        state.news.ring()
 
     async def _on_met(self, node_id: NodeId) -> None:
         """A peer answers after an absence: swap logs at once, and fetch what came to light."""
@@ -261,76 +239,3 @@ class Node:
         with suppress(PeerUnreachable, StoreError):
             await self.services.exchanger.exchange(node_id)
         self.services.repair.retry_now()
-
-    async def _meet_others(self, state: PeerState) -> None:
-        """Give the others a moment to answer, so that who waits for us to be ready finds us among them."""
-        membership = state.membership
-        with trio.move_on_after(MEET_TIMEOUT_S):
-            # Both sides of this change; for a few seconds at most, looking is simpler than being told.
-            while len(membership.reachable()) < max(len(membership.members()) - 1, len(self.config.join)):  # noqa: ASYNC110
-                await trio.sleep(MEET_POLL_S)
-
-    async def _announce(self, services: Services) -> None:
-        """Tell the peers to join of us until one has answered, unless we know others already."""
-        state = services.state
-        while len(state.membership.members()) == 1 and self.config.join:
-            for address in self.config.join:
-                try:
-                    _, members = await join(self.env, str(address), state.cluster_id, state.membership.me)
-                except PeerUnreachable as error:
-                    log.info("joining: %s", error)
-                else:
-                    services.gossip.learn(members)
-            await trio.sleep(JOIN_RETRY_S)
-
-    # --- the facade ---
-
-    async def _check_facade(self, facade: Address, state: PeerState) -> None:
-        """Make sure that whoever serves the facade's port is of our cluster. Raises StartError."""
-        with trio.move_on_after(FACADE_CHECK_S):
-            try:
-                cluster_id = await state.client.cluster_id_at(str(facade))
-            except PeerUnreachable:
-                return
-            if cluster_id not in (None, state.cluster_id):
-                raise StartError(f"port {facade.port} serves another cluster; choose another with --facade")
-
-    async def _serve_facade(
-        self,
-        server: HttpServer,
-        facade: Address,
-        state: PeerState,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Serve the shared port; take it again after a stall, or, where ports are not shared, from a peer that died.
-
-        Raises StartError when something else has it.
-        """
-        await self._check_facade(facade, state)
-        is_started = False
-        while True:
-            try:
-                listeners = await server.listen(facade, name=FACADE, shared=True)
-            except StartError:
-                if self.env.shares_ports and not is_started:
-                    raise
-                listeners = []
-            if not is_started:
-                is_started = True
-                task_status.started()
-            if not listeners:
-                await trio.sleep(FACADE_RETRY_S)
-                continue
-            with self.env.watch_stalls(STALL_LIMIT_S, lambda listeners=listeners: _close_all(listeners)):  # type: ignore[misc]
-                async with trio.open_nursery() as nursery:
-                    for listener in listeners:
-                        nursery.start_soon(listener.serve)
-            if self.is_stopping:
-                return
-            log.warning("stopped serving %s; taking it again", facade)
-            await trio.sleep(FACADE_RETRY_S)
-
-
-def _close_all(listeners: Sequence[Listener]) -> None:
-    for listener in listeners:
-        listener.close()

@@ -1,11 +1,27 @@
-"""Ways to run tasks beside each other."""
+"""Ways to run tasks beside each other, and to wake those that wait."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
+
+
+class News:
+    """Something has changed: whoever follows is called, at once and on the event loop."""
+
+    def __init__(self) -> None:
+        self._followers: list[Callable[[], None]] = []
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Call `follower` for every piece of news from now on; it must not block."""
+        self._followers.append(follower)
+
+    def tell(self) -> None:
+        """There is news."""
+        for follower in self._followers:
+            follower()
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ origin's log without a gap.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
 from protocol.errors import MalformedMessage
@@ -58,6 +59,16 @@ class Dot(NamedTuple):
 
 VersionVector = dict[Origin, int]
 """For each origin the seq up to which its log was applied without a gap; an absent origin stands at 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A peer as the cluster knows it; of two records of one peer the higher incarnation counts."""
+
+    node_id: NodeId
+    address: str
+    incarnation: int
+    zone: str = ""
 
 
 def covers(vv: VersionVector, dot: Dot) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from protocol.identity import NodeId
-from protocol.messages import Ack, Datagram, Member, Ping
+from protocol.identity import Member, NodeId
+from protocol.messages import Ack, Datagram, Ping
 
 LATENCY_WEIGHT = 0.25
 """Of the newest round trip in the moving average."""

@@ -6,11 +6,14 @@ it, for new fields are only ever added behind.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster
-from protocol.identity import Dot, NodeId, VersionVector
+from protocol.identity import Dot, Member, VersionVector
+from protocol.ops import Hold, LiveOp, Put
 
 WIRE_VERSION = 1
 DATAGRAM_BYTES_MAX = 1400
@@ -19,17 +22,12 @@ ZONE_CHARS_MAX = 63
 CLUSTER_ID_CHARS_MAX = 64
 INCARNATION_MAX = (1 << 53) - 1
 
+HASHES_MAX = 1024
+"""Of chunks named in one message."""
+ERROR_CHARS_MAX = 65_536
+
 _PING, _ACK = range(2)
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A peer as the cluster knows it; of two records of one peer the higher incarnation counts."""
-
-    node_id: NodeId
-    address: str
-    incarnation: int
-    zone: str = ""
+_RECOVERY_FIELDS = ("total", "success", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,35 @@ class ExchangeReply:
     """What you lack is no longer in my log: fetch my whole state."""
 
 
+class ItemStatus(Enum):
+    """Of an item of the replication queue."""
+
+    PENDING = "PENDING"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class RepairAttempt:
+    """What a peer alone knows of a copy it lacks; times in milliseconds since 1970."""
+
+    item_id: int
+    status: ItemStatus
+    retry_count: int
+    last_attempt_ms: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What one look at everything a peer lacks came to, in files."""
+
+    total: int
+    success: int
+    failed: int
+
+
 def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
     """The bytes of a datagram."""
     kind = _PING if isinstance(message, Ping) else _ACK
@@ -92,7 +119,7 @@ def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
     fields = _versioned(codec.unpack(raw, DATAGRAM_BYTES_MAX), 5)
     _check_cluster(cluster_id, fields[2])
     number = codec.read_int(fields[3], codec.SIZE_MAX)
-    sender = read_member(fields[4])
+    sender = _read_member(fields[4])
     if fields[1] == _PING:
         return Ping(number, sender)
     if fields[1] == _ACK:
@@ -123,7 +150,7 @@ def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
     fields = _versioned(codec.unpack(raw), 10)
     _check_cluster(cluster_id, fields[1])
     return ExchangeRequest(
-        sender=read_member(fields[2]),
+        sender=_read_member(fields[2]),
         members=read_members(fields[3]),
         vv=codec.read_vv(fields[4]),
         state_sum=int.from_bytes(codec.read_bytes(fields[5], 16), "big"),
@@ -162,6 +189,128 @@ def decode_reply(raw: bytes) -> ExchangeReply:
     )
 
 
+def encode_join(cluster_id: str, me: Member | None) -> bytes:
+    """The bytes that ask for a cluster's id and members; an empty `cluster_id` is for any cluster."""
+    return _encode_cluster(cluster_id, (me,) if me else ())
+
+
+def encode_joined(cluster_id: str, members: tuple[Member, ...]) -> bytes:
+    """The bytes that answer who asked to join."""
+    return _encode_cluster(cluster_id, members)
+
+
+def decode_join(raw: bytes) -> tuple[str, tuple[Member, ...]]:
+    """A cluster's id and members, as asked or as answered; raises MalformedMessage."""
+    cluster_id, members = codec.read_list(codec.unpack(raw), 2)
+    return codec.read_text(cluster_id, CLUSTER_ID_CHARS_MAX), read_members(members)
+
+
+def _encode_cluster(cluster_id: str, members: tuple[Member, ...]) -> bytes:
+    return codec.pack([cluster_id, members_fields(members)])
+
+
+def encode_hashes(hashes: Sequence[bytes]) -> bytes:
+    """The bytes of a list of chunk hashes, of HASHES_MAX at most."""
+    return codec.pack(hashes)
+
+
+def decode_hashes(raw: bytes) -> tuple[bytes, ...]:
+    """The chunk hashes in these bytes; raises MalformedMessage, also for more than are looked up at a time."""
+    fields = codec.read_list(codec.unpack(raw))
+    if len(fields) > HASHES_MAX:
+        raise MalformedMessage(f"{len(fields)} chunks in one message; the limit is {HASHES_MAX}")
+    return codec.read_each(fields, lambda value: codec.read_bytes(value, codec.HASH_BYTES))
+
+
+def encode_contents(contents: Sequence[bytes | None]) -> bytes:
+    """The bytes of small chunks' contents, None for those that are not there."""
+    return codec.pack(contents)
+
+
+def decode_contents(raw: bytes) -> tuple[bytes | None, ...]:
+    """The contents in these bytes; raises MalformedMessage."""
+    return codec.read_each(codec.unpack(raw), lambda value: None if value is None else codec.read_bytes(value))
+
+
+def dot_as_text(dot: Dot) -> str:
+    """A dot as it stands in an address."""
+    return codec.pack(codec.dot_fields(dot)).hex()
+
+
+def dot_of_text(text: str) -> Dot:
+    """The dot in a part of an address; raises MalformedMessage."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raise MalformedMessage("no dot in hexadecimal digits") from None
+    return codec.read_dot(codec.unpack(raw))
+
+
+def encode_snapshot_head(vv: VersionVector, state_sum: int) -> bytes:
+    """The bytes of the frame a whole state begins with."""
+    return codec.pack([codec.vv_fields(vv), state_sum.to_bytes(16, "big")])
+
+
+def decode_snapshot_head(raw: bytes) -> tuple[VersionVector, int]:
+    """Version vector and sum of a whole state; raises MalformedMessage."""
+    vv, state_sum = codec.read_list(codec.unpack(raw), 2)
+    return codec.read_vv(vv), int.from_bytes(codec.read_bytes(state_sum, 16), "big")
+
+
+def encode_snapshot_page(ops: Sequence[bytes]) -> bytes:
+    """The bytes of a frame of a whole state; one without ops is its end."""
+    return codec.pack(ops)
+
+
+def decode_snapshot_page(raw: bytes) -> tuple[LiveOp, ...]:
+    """The live ops in a frame of a whole state; raises MalformedMessage."""
+    return codec.read_each(codec.unpack(raw), _read_live_op)
+
+
+def _read_live_op(value: object) -> LiveOp:
+    op = codec.decode_op(codec.read_bytes(value))
+    if not isinstance(op, Put | Hold):
+        raise MalformedMessage(f"{type(op).__name__} where a live op belongs")
+    return op
+
+
+def encode_recovery(recovery: Recovery) -> bytes:
+    """The bytes of what a recovery came to."""
+    return codec.pack({"total": recovery.total, "success": recovery.success, "failed": recovery.failed})
+
+
+def decode_recovery(raw: bytes) -> Recovery:
+    """The recovery in these bytes; raises MalformedMessage."""
+    fields = codec.unpack(raw)
+    if not isinstance(fields, dict):
+        raise MalformedMessage("a recovery that is no map")
+    total, success, failed = (codec.read_int(fields.get(name), codec.SIZE_MAX) for name in _RECOVERY_FIELDS)
+    return Recovery(total, success, failed)
+
+
+def encode_attempts(attempts: Sequence[RepairAttempt]) -> bytes:
+    """The bytes of what a peer alone knows of its repairs."""
+    return codec.pack([[a.item_id, a.status.value, a.retry_count, a.last_attempt_ms, a.error] for a in attempts])
+
+
+def decode_attempts(raw: bytes) -> tuple[RepairAttempt, ...]:
+    """The attempts in these bytes; raises MalformedMessage."""
+    return codec.read_each(codec.unpack(raw), _read_attempt)
+
+
+def _read_attempt(value: object) -> RepairAttempt:
+    item_id, status, retry_count, last_attempt_ms, error = codec.read_list(value, 5)
+    if status not in ItemStatus.__members__:
+        raise MalformedMessage(f"a repair of unknown status {status!r}")
+    return RepairAttempt(
+        codec.read_int(item_id, codec.SIZE_MAX),
+        ItemStatus(status),
+        codec.read_int(retry_count, codec.SIZE_MAX),
+        None if last_attempt_ms is None else codec.read_int(last_attempt_ms, codec.MS_MAX),
+        None if error is None else codec.read_text(error, ERROR_CHARS_MAX),
+    )
+
+
 def _member_fields(member: Member) -> list[object]:
     return [member.node_id, member.address, member.incarnation, member.zone]
 
@@ -171,7 +320,7 @@ def members_fields(members: tuple[Member, ...]) -> list[object]:
     return [_member_fields(member) for member in members]
 
 
-def read_member(value: object) -> Member:
+def _read_member(value: object) -> Member:
     """The member in plain values; raises MalformedMessage."""
     node_id, address, incarnation, zone = codec.read_list(value, 4)
     return Member(
@@ -184,7 +333,7 @@ def read_member(value: object) -> Member:
 
 def read_members(value: object) -> tuple[Member, ...]:
     """The members in plain values; raises MalformedMessage."""
-    return codec.read_each(value, read_member)
+    return codec.read_each(value, _read_member)
 
 
 def _versioned(value: object, length: int) -> list[object]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from math import log
 
-from protocol.identity import Dot, NodeId
+from protocol.identity import NodeId
 
 PARTITIONS = 4096
 
@@ -60,9 +60,3 @@ def _score(partition: int, place: Place) -> float:
     digest = blake2b(f"{partition}/{place.node_id}".encode(), digest_size=8, person=b"minidfs.rank").digest()
     uniform = ((int.from_bytes(digest, "big") >> (64 - _UNIFORM_BITS)) + 0.5) / (1 << _UNIFORM_BITS)
     return -place.weight / log(uniform)
-
-
-def item_id(put: Dot, target: NodeId) -> int:
-    """The number of a replication queue's item: the same on every peer, and exact in a JSON reader's doubles."""
-    digest = blake2b(f"{put}/{target}".encode(), digest_size=8, person=b"minidfs.item").digest()
-    return int.from_bytes(digest, "big") >> 11

@@ -272,7 +272,7 @@ class World:
 
     def _all_met(self) -> bool:
         return all(
-            node.services is not None and len(node.services.state.membership.reachable()) == len(self.machines) - 1
+            node.services is not None and len(node.services.others.membership.reachable()) == len(self.machines) - 1
             for node in self.live_nodes()
         )
 
@@ -307,7 +307,7 @@ class World:
 
     def have_converged(self) -> bool:
         """Whether all running peers have equal version vectors and states, and nobody lacks a copy of any content."""
-        roots = [node.services.state.replica.root() for node in self.live_nodes() if node.services]
+        roots = [node.services.here.replica.root() for node in self.live_nodes() if node.services]
         return len(dict.fromkeys(roots)) <= 1 and not any(map(_lacks_copies, self.live_nodes()))
 
 
@@ -323,7 +323,7 @@ def _lacks_copies(node: Node) -> bool:
         "SELECT EXISTS (SELECT 1 FROM queue JOIN puts ON puts.id = queue.put"
         " WHERE status = 'PENDING' AND puts.chunks IS NOT NULL)"
     )
-    database = node.services.state.database
+    database = node.services.here.database
     return database.look_up(lambda connection: bool(connection.execute(query).fetchone()[0]))
 
 

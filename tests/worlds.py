@@ -10,8 +10,9 @@ import httpx
 import pytest
 import trio
 
-from peer.gossip.peers import PeerState
+from peer.gossip.peers import Peers
 from peer.http.services import Services
+from peer.store.holding import Holding
 from protocol import placement
 from sim.disk import Platter
 from sim.world import World, run_world
@@ -28,6 +29,7 @@ def few_partitions() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(placement, "PARTITIONS", PARTITIONS)
         patch.setattr("peer.store.members.PARTITIONS", PARTITIONS)
+        patch.setattr("peer.gossip.placement.PARTITIONS", PARTITIONS)
         yield
 
 
@@ -53,9 +55,14 @@ def services(world: World, name: str) -> Services:
     return node.services
 
 
-def state(world: World, name: str) -> PeerState:
-    """The parts of a running peer."""
-    return services(world, name).state
+def here(world: World, name: str) -> Holding:
+    """What a running peer holds."""
+    return services(world, name).here
+
+
+def others(world: World, name: str) -> Peers:
+    """What a running peer knows of the others."""
+    return services(world, name).others
 
 
 def rows(world: World, name: str, query: str, *values: object) -> list[tuple[Any, ...]]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from peer.files.uploads import Uploads
+from peer.files.targets import Targets
 from peer.gossip.exchange import Exchanger
-from peer.gossip.peers import PeerState
-from protocol.identity import Dot, NodeId, covers
-from protocol.membership import Status
+from peer.gossip.peers import Peers
+from peer.store.holding import Holding
+from protocol.identity import Dot, NodeId
 from protocol.ops import Delete, Manifest, Put
 
 
@@ -33,27 +33,27 @@ class Deletion:
     """Those of them that have committed the deletion."""
 
 
-class Files:
+class Keys:
     """Finds, deletes and registers files for one peer."""
 
-    def __init__(self, state: PeerState, exchanger: Exchanger, uploads: Uploads) -> None:
-        self._state = state
+    def __init__(self, here: Holding, others: Peers, exchanger: Exchanger, targets: Targets) -> None:
+        self._here = here
+        self._others = others
         self._exchanger = exchanger
-        self._uploads = uploads
+        self._targets = targets
 
     async def find(self, file_key: str) -> Put | None:
         """The version of a file to serve; a key not known here is asked of its targets.
 
         Raises NobodyToAsk when it would take one of them to know, and none answers.
         """
-        found = self._state.shown(file_key)
+        found = self._here.shown(file_key)
         return found if found is not None else await self._find_elsewhere(file_key)
 
     async def _find_elsewhere(self, file_key: str) -> Put | None:
-        answered = await self._uploads.ask_targets(file_key)
-        found = self._state.shown(file_key)
-        targets = self._state.placement.targets_of(file_key, self._state.config.copies)
-        if found is None and not answered and any(target != self._state.me for target in targets):
+        answered = await self._targets.ask(file_key)
+        found = self._here.shown(file_key)
+        if found is None and not answered and self._targets.has_others(file_key):
             raise NobodyToAsk(f"{file_key} is not known here, and no other peer can be asked now; try again")
         return found
 
@@ -67,35 +67,28 @@ class Files:
             return None
 
         def step() -> tuple[Delete, list[NodeId]] | None:
-            state = self._state
-            versions = state.database.store.puts_of(file_key)
-            nodes = {hold.holder: None for put in versions for hold in state.database.store.holds_of(put.dot)}
+            here, placement = self._here, self._others.placement
+            versions = here.database.store.puts_of(file_key)
+            nodes = {hold.holder: None for put in versions for hold in here.database.store.holds_of(put.dot)}
             for put in versions:
-                nodes.update(dict.fromkeys(state.placement.targets_of(file_key, put.manifest.copies)))
-            deleted = state.replica.delete(file_key, state.wall_ms())
-            return (deleted, sorted({**nodes, state.me: None})) if deleted else None
+                nodes.update(dict.fromkeys(placement.targets_of(file_key, put.manifest.copies)))
+            deleted = here.replica.delete(file_key, here.wall_ms())
+            return (deleted, sorted({**nodes, here.me: None})) if deleted else None
 
-        written = await self._state.database.write(step)
+        written = await self._here.database.write(step)
         if written is None:
             return None
-        self._state.news.ring()
+        self._here.news.tell()
         delete, nodes = written
         return Deletion(tuple(nodes), tuple(await self._spread(delete.dot, nodes)))
 
     async def _spread(self, dot: Dot, nodes: Sequence[NodeId]) -> list[NodeId]:
         """Bring an op to these peers; returns those that have applied it."""
-
-        async def tell(node_id: NodeId) -> None:
-            if node_id != self._state.me and self._state.membership.status(node_id) is not Status.DOWN:
-                await self._uploads.exchange_patiently(node_id)
-
         async with trio.open_nursery() as nursery:
-            for node_id in nodes:
-                nursery.start_soon(tell, node_id)
+            for node_id in self._others.worth_asking(nodes):
+                nursery.start_soon(self._exchanger.exchange_patiently, node_id)
         return [
-            node_id
-            for node_id in nodes
-            if node_id == self._state.me or covers(self._exchanger.link(node_id).known_vv or {}, dot)
+            node_id for node_id in nodes if node_id == self._here.me or self._exchanger.link(node_id).has_applied(dot)
         ]
 
     async def register(self, manifest: Manifest, holder: NodeId) -> bool:
@@ -108,38 +101,32 @@ class Files:
         await self._find_elsewhere(manifest.file_key)
 
         def step() -> Put | None:
-            state = self._state
-            versions = state.database.store.puts_of(manifest.file_key)
+            here = self._here
+            versions = here.database.store.puts_of(manifest.file_key)
             if not versions:
-                return state.replica.put(self._with_known_chunks(manifest), state.wall_ms())
+                return here.replica.put(self._with_known_chunks(manifest), here.wall_ms())
             shown = versions[-1]
             return shown if _same_content(shown.manifest, manifest) else None
 
-        put = await self._state.database.write(step, grows=True)
+        put = await self._here.database.write(step, grows=True)
         if put is None:
             raise Conflict(f"{manifest.file_key} has other content already; register it under another key")
-        self._state.news.ring()
+        self._here.news.tell()
         return await self.verify_holder(put, holder)
 
     async def verify_holder(self, put: Put, holder: NodeId) -> bool:
-        """Whether a peer holds a put, after asking it to if it can."""
-        state = self._state
-        if holder not in state.holders(put.dot):
-            if holder == state.me:
-                await self._hold_here(put)
-            elif state.membership.status(holder) is not Status.DOWN:
-                await self._uploads.exchange_patiently(holder, put.dot)
-        return holder in state.holders(put.dot)
-
-    async def _hold_here(self, put: Put) -> None:
-        state = self._state
-        if put.manifest.chunks is not None:
-            rows = await state.verified_rows(put.manifest.chunks, {})
-            await state.database.write(lambda: state.take_hold(put.dot, {}, rows, recovered=False))
+        """Whether a peer holds a put, after asking it to if it can. Raises StoreError."""
+        if holder not in self._here.holders(put.dot):
+            if holder != self._here.me:
+                if not self._others.is_down(holder):
+                    await self._exchanger.exchange_patiently(holder, put.dot)
+            elif put.manifest.chunks is not None:
+                await self._here.hold_verified(put)
+        return holder in self._here.holders(put.dot)
 
     def _with_known_chunks(self, manifest: Manifest) -> Manifest:
         """A step's part: the manifest with the chunks of equal content that somebody holds."""
-        store = self._state.database.store
+        store = self._here.database.store
         if manifest.chunks is not None:
             return manifest
         for put in store.puts_with(manifest.sha256):

@@ -6,7 +6,7 @@ limiter of ours.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
@@ -14,9 +14,9 @@ import trio
 
 from peer.world.env import Env
 from protocol import codec, messages
-from protocol.errors import MalformedMessage, ProtocolError
-from protocol.identity import Dot, NodeId
-from protocol.messages import ExchangeReply, ExchangeRequest, Member
+from protocol.errors import ProtocolError
+from protocol.identity import Dot, Member, NodeId
+from protocol.messages import ExchangeReply, ExchangeRequest, Recovery, RepairAttempt
 from protocol.ops import Chunk
 
 REQUESTS_PER_PEER_MAX = 32
@@ -58,12 +58,11 @@ class PeerClient:
         with _understood(peer):
             return messages.decode_reply(raw)
 
-    async def fetch_small_chunks(self, peer: Member, names: list[bytes]) -> list[bytes | None]:
+    async def fetch_small_chunks(self, peer: Member, hashes: Sequence[bytes]) -> Sequence[bytes | None]:
         """The contents of small chunks, None for those the peer has not. Raises PeerUnreachable."""
-        raw = await self._call(peer, "POST", "/peer/chunks", codec.pack(names))
+        raw = await self._call(peer, "POST", "/peer/chunks", messages.encode_hashes(hashes))
         with _understood(peer):
-            contents = codec.read_list(codec.unpack(raw))
-            return [None if content is None else codec.read_bytes(content) for content in contents]
+            return messages.decode_contents(raw)
 
     async def fetch_chunk(self, peer: Member, chunk: Chunk, put: Dot) -> bytes:
         """The bytes of one chunk, as the peer sent them: the caller verifies them. Raises PeerUnreachable.
@@ -71,7 +70,7 @@ class PeerClient:
         `put` says for which file: a peer that declared it held and lacks the chunk then takes that back.
         """
         content = bytearray()
-        path = f"/peer/chunks/{chunk.hash.hex()}?put={codec.pack(codec.dot_fields(put)).hex()}"
+        path = f"/peer/chunks/{chunk.hash.hex()}?put={messages.dot_as_text(put)}"
         async with self._stream(peer, "GET", path) as response:
             async for piece in response.aiter_raw():
                 content += piece
@@ -81,48 +80,48 @@ class PeerClient:
             raise PeerUnreachable(f"{peer.node_id} sent {len(content)} bytes of a chunk of {chunk.size}")
         return bytes(content)
 
-    async def push_chunk(self, peer: Member, name: bytes, size: int, content: AsyncIterable[bytes]) -> None:
+    async def push_chunk(self, peer: Member, chunk_hash: bytes, size: int, content: AsyncIterable[bytes]) -> None:
         """Stage a chunk at a peer; returns when it is synced there. Raises PeerUnreachable."""
-        await self._call(peer, "PUT", f"/peer/chunks/{name.hex()}", content, {"content-length": str(size)})
+        await self._call(peer, "PUT", f"/peer/chunks/{chunk_hash.hex()}", content, {"content-length": str(size)})
 
-    async def renew_chunks(self, peer: Member, names: list[bytes]) -> list[bytes]:
+    async def renew_chunks(self, peer: Member, hashes: Sequence[bytes]) -> Sequence[bytes]:
         """Have a peer keep chunks staged there; returns those it does not have (any more). Raises PeerUnreachable."""
-        raw = await self._call(peer, "POST", "/peer/chunks/renew", codec.pack(names))
+        raw = await self._call(peer, "POST", "/peer/chunks/renew", messages.encode_hashes(hashes))
         with _understood(peer):
-            return list(codec.read_each(codec.unpack(raw), codec.read_bytes))
+            return messages.decode_hashes(raw)
 
-    async def withdraw_chunks(self, peer: Member, names: list[bytes]) -> None:
+    async def withdraw_chunks(self, peer: Member, hashes: Sequence[bytes]) -> None:
         """Have a peer let go of chunks staged there: their put will not come. Raises PeerUnreachable."""
-        await self._call(peer, "POST", "/peer/chunks/withdraw", codec.pack(names))
+        await self._call(peer, "POST", "/peer/chunks/withdraw", messages.encode_hashes(hashes))
 
     @asynccontextmanager
     async def snapshot(self, peer: Member) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The whole state of a peer as the frames `snapshot_frames` makes. Raises PeerUnreachable."""
+        """The whole state of a peer, frame by frame. Raises PeerUnreachable."""
         async with self._stream(peer, "GET", "/peer/snapshot") as response:
             yield _frames(peer, response.aiter_raw())
 
-    async def recover(self, peer: Member) -> dict[str, object]:
+    async def recover(self, peer: Member) -> Recovery:
         """Make a peer fetch all it lacks, however long it takes; what came of it. Raises PeerUnreachable."""
         raw = await self._call(peer, "POST", "/peer/recover", b"", timeout_s=None)
         with _understood(peer):
-            return dict(codec.unpack(raw))
+            return messages.decode_recovery(raw)
 
-    async def repairs(self, peer: Member) -> list[list[object]]:
+    async def repairs(self, peer: Member) -> Sequence[RepairAttempt]:
         """What only the peer knows of its repairs. Raises PeerUnreachable."""
         raw = await self._call(peer, "GET", "/peer/repairs", b"")
         with _understood(peer):
-            return codec.read_list(codec.unpack(raw))
+            return messages.decode_attempts(raw)
 
     async def health(self, address: str) -> None:
         """Ask whether a peer serves at all. Raises PeerUnreachable."""
-        with _translated(address):
+        with translated(address):
             response = await self._http.get(f"http://{address}/health")
         if response.status_code != httpx.codes.OK:
             raise PeerUnreachable(f"{address} answered {response.status_code}")
 
     async def cluster_id_at(self, address: str) -> object:
         """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""
-        with _translated(address):
+        with translated(address):
             response = await self._http.get(f"http://{address}/health")
         try:
             answer = response.json()
@@ -143,7 +142,7 @@ class PeerClient:
     ) -> bytes:
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
         url = f"http://{peer.address}{path}"
-        with _translated(peer.node_id):
+        with translated(peer.node_id):
             async with self._limiter(peer.node_id):
                 response = await self._http.request(method, url, content=body, headers=headers, timeout=timeout)
             if response.status_code != httpx.codes.OK:
@@ -152,7 +151,7 @@ class PeerClient:
 
     @asynccontextmanager
     async def _stream(self, peer: Member, method: str, path: str) -> AsyncIterator[httpx.Response]:
-        with _translated(peer.node_id):
+        with translated(peer.node_id):
             async with (
                 self._limiter(peer.node_id),
                 self._http.stream(method, f"http://{peer.address}{path}") as response,
@@ -166,24 +165,6 @@ class PeerClient:
         if limiter is None:
             limiter = self._limiters[node_id] = trio.CapacityLimiter(REQUESTS_PER_PEER_MAX)
         return limiter
-
-
-async def join(env: Env, address: str, cluster_id: str, me: Member | None) -> tuple[str, tuple[Member, ...]]:
-    """Ask a peer at this address for its cluster's id and members, telling it of `me`.
-
-    `cluster_id` is empty for a peer that takes any. Raises PeerUnreachable, also when it belongs to another one.
-    """
-    body = codec.pack([cluster_id, messages.members_fields((me,) if me else ())])
-    async with httpx.AsyncClient(transport=env.http_transport(), trust_env=False, timeout=CONNECT_TIMEOUT_S) as http:
-        with _translated(address):
-            response = await http.post(f"http://{address}/peer/join", content=body)
-    if response.status_code != httpx.codes.OK:
-        raise PeerUnreachable(f"{address} answered {response.status_code}: {response.text[:200]}")
-    try:
-        cluster_id, members = codec.read_list(codec.unpack(response.content), 2)
-        return codec.read_text(cluster_id, messages.CLUSTER_ID_CHARS_MAX), messages.read_members(members)
-    except MalformedMessage as error:
-        raise PeerUnreachable(f"{address} does not answer as a peer does: {error}") from None
 
 
 def frame(raw: bytes) -> bytes:
@@ -209,7 +190,7 @@ async def _frames(peer: Member, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 
 
 @contextmanager
-def _translated(peer: str) -> Iterator[None]:
+def translated(peer: str) -> Iterator[None]:
     """Errors of HTTP, and of the network under it, as ours."""
     try:
         yield

@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from peer.config import Address, ConfigError
-from peer.gossip.peers import PeerState
-from peer.world.env import Datagrams
+from peer.gossip.peers import Peers
+from peer.gossip.placement import requeue
+from peer.store.holding import Holding
+from peer.store.members import save_members
+from peer.world.env import Datagrams, Env, StoreError
 from protocol.errors import ProtocolError
-from protocol.identity import NodeId
+from protocol.identity import Member, NodeId
 from protocol.membership import Effect, Learned, MemberChanged, Met, Received, Send, SetTimer, StatusChanged, Tick
-from protocol.messages import Member, decode_datagram, encode_datagram
+from protocol.messages import decode_datagram, encode_datagram
 
 log = logging.getLogger("minidfs.gossip")
 
@@ -23,35 +26,52 @@ class Gossip:
 
     def __init__(
         self,
-        state: PeerState,
+        env: Env,
+        here: Holding,
+        others: Peers,
         datagrams: Datagrams,
-        on_members: Callable[[], Awaitable[None]],
         on_met: Callable[[NodeId], Awaitable[None]],
     ) -> None:
-        self._state = state
+        self._env = env
+        self._here = here
+        self._others = others
         self._datagrams = datagrams
-        self._on_members = on_members
         self._on_met = on_met
+        self._keeping = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.datagrams_dropped = 0
 
     async def run(self) -> None:
         """Probe and answer probes, until cancelled."""
         async with trio.open_nursery() as self._nursery:
-            self._carry_out(self._state.membership.handle(Tick(), self._state.env.clock.now()))
+            self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
             while True:
                 raw, _ = await self._datagrams.receive()
                 try:
-                    message = decode_datagram(self._state.cluster_id, raw)
+                    message = decode_datagram(self._others.cluster_id, raw)
                 except ProtocolError as error:
                     self.datagrams_dropped += 1
                     log.debug("dropped a datagram: %s", error)
                     continue
-                self._carry_out(self._state.membership.handle(Received(message), self._state.env.clock.now()))
+                self._carry_out(self._others.membership.handle(Received(message), self._env.clock.now()))
 
     def learn(self, members: tuple[Member, ...]) -> None:
         """Hear of members over HTTP."""
-        self._carry_out(self._state.membership.handle(Learned(members), self._state.env.clock.now()))
+        self._carry_out(self._others.membership.handle(Learned(members), self._env.clock.now()))
+
+    async def keep_members(self) -> None:
+        """Keep the members on disk, and what follows from them."""
+        members = self._others.membership.members()
+        self._others.placement.follow(members)
+        database = self._here.database
+        try:
+            await database.write(lambda: save_members(database.store, members))
+            async with self._keeping:
+                # Not `members`: others may have come while this waited for its turn.
+                await requeue(self._env, database, self._others.placement, self._others.membership.members())
+        except StoreError as error:
+            log.error("cannot keep the members: %s", error)
+        self._here.news.tell()
 
     def _carry_out(self, effects: list[Effect]) -> None:
         nursery = self._nursery
@@ -60,7 +80,7 @@ class Gossip:
         for effect in effects:
             match effect:
                 case Send(to, message):
-                    nursery.start_soon(self._send, to, encode_datagram(self._state.cluster_id, message))
+                    nursery.start_soon(self._send, to, encode_datagram(self._others.cluster_id, message))
                 case SetTimer(after_s):
                     nursery.start_soon(self._tick_later, after_s)
                 case MemberChanged():
@@ -70,7 +90,7 @@ class Gossip:
                 case Met(node_id):
                     nursery.start_soon(self._on_met, node_id)
         if changed:
-            nursery.start_soon(self._on_members)
+            nursery.start_soon(self.keep_members)
 
     async def _send(self, to: str, payload: bytes) -> None:
         try:
@@ -81,4 +101,4 @@ class Gossip:
 
     async def _tick_later(self, after_s: float) -> None:
         await trio.sleep(after_s)
-        self._carry_out(self._state.membership.handle(Tick(), self._state.env.clock.now()))
+        self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))

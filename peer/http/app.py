@@ -12,10 +12,8 @@ from starlette.routing import Route
 from peer.config import Config
 from peer.http import files, nodes, peers
 from peer.http.errors import HANDLERS, RETRY_AFTER, error_response, on_bug
+from peer.http.facade import FACADE
 from peer.http.services import Services
-
-FACADE = "facade"
-"""The name of the listener that stands for the naming service."""
 
 
 def make_app(config: Config, version: str, services: Callable[[], Services | None]) -> Starlette:
@@ -32,26 +30,26 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
                 "node": config.node_id,
                 "hostname": config.hostname,
                 "version": version,
-                "cluster_id": running.state.cluster_id if running else None,
+                "cluster_id": running.others.cluster_id if running else None,
             }
         )
 
     async def ready(request: Request) -> JSONResponse:
         running = services()
-        if running is None or not running.state.ready.is_set():
+        if running is None or not running.ready.is_set():
             return error_response(503, "joining: the peers of the cluster have not answered yet", RETRY_AFTER)
-        if running.state.draining:
+        if running.draining.is_set():
             return error_response(503, "draining: this peer is being stopped", RETRY_AFTER)
-        if running.state.space.reason is not None:
-            return error_response(503, f"read-only: {running.state.space.reason}", RETRY_AFTER)
+        if running.here.space.reason is not None:
+            return error_response(503, f"read-only: {running.here.space.reason}", RETRY_AFTER)
         return JSONResponse({"status": "READY", "node_id": config.node_id})
 
     routes = [
         Route("/health", health),
         Route("/health/ready", ready),
-        Route("/files", nodes.files, methods=["GET"]),
+        Route("/files", files.list_files, methods=["GET"]),
         Route("/files", files.upload, methods=["POST"]),
-        Route("/files/register", nodes.register, methods=["POST"]),
+        Route("/files/register", files.register, methods=["POST"]),
         Route("/files/{file_id}", files.download, methods=["GET"]),
         Route("/files/{file_id}", files.delete, methods=["DELETE"]),
         Route("/nodes", nodes.nodes),

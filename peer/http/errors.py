@@ -10,9 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from peer.files.downloads import ContentUnavailable
+from peer.files.intake import UploadRefused
 from peer.files.keys import Conflict, NobodyToAsk
-from peer.files.uploads import UploadRefused
+from peer.gossip.fetching import ContentUnavailable
 from peer.world.env import NoSpace, StoreError
 from protocol.errors import MalformedMessage, WrongCluster
 

@@ -1,22 +1,37 @@
-"""The storage endpoints: upload, download, delete."""
+"""The endpoints about files: upload, download, delete, list, register."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import re
 from pathlib import PurePosixPath
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from peer.files.uploads import NewFile, Receipt
+from peer.files.intake import NewFile
+from peer.files.listing import BadCursor, cursor_of, parse_cursor
+from peer.files.uploads import Receipt
 from peer.http.content import FileResponse, clean_filename, guess_content_type
 from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.multipart import open_file_part
-from peer.http.requests import file_key_in, number_in, services_of
+from peer.http.nodes import latency_ms
+from peer.http.requests import file_key_in, json_object_of, number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
-from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Put
+from protocol.codec import SIZE_MAX
+from protocol.identity import NODE_ID_PATTERN, NodeId
+from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Manifest, Put
+
+FILES_LIMIT = 100
+FILES_LIMIT_MAX = 1000
+
+EMPTY_SHA256 = hashlib.sha256().digest()
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 # RFC 9530 names, and Content-MD5 (RFC 1864), as hashlib has them.
 _DIGEST_NAMES = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
@@ -30,7 +45,7 @@ async def upload(request: Request) -> JSONResponse:
         raise HttpError(400, "file_id has 1 to 128 letters, digits, dots, dashes, underscores; the first two start it")
     if number_in(request, "min_copies", 1, COPIES_MAX, 1) > 1:
         raise HttpError(400, "min_copies above 1 is not available in this release; read durable_copies in the receipt")
-    copies = number_in(request, "copies", services.state.config.copies, COPIES_MAX, 1)
+    copies = number_in(request, "copies", services.config.copies, COPIES_MAX, 1)
     digests = expected_digests(request)
     part = await open_file_part(request)
     filename = clean_filename(part.filename)
@@ -88,8 +103,8 @@ def receipt_json(services: Services, receipt: Receipt) -> dict[str, object]:
         "size_bytes": manifest.size_bytes,
         "checksum_sha256": manifest.sha256.hex(),
         "uploaded_at": rfc3339(manifest.uploaded_at_ms),
-        "node_id": services.state.me,
-        "node": services.state.me,
+        "node_id": services.others.me,
+        "node": services.others.me,
         "replication": {
             "total_nodes": len(targets),
             "successful": successful,
@@ -109,27 +124,26 @@ def stored_name(put: Put) -> str:
 async def download(request: Request) -> FileResponse:
     """`GET` and `HEAD /files/{file_id}`: the content, from wherever it is."""
     services = services_of(request)
-    put = await services.files.find(file_key_in(request))
+    put = await services.keys.find(file_key_in(request))
     if put is None:
         raise HttpError(404, "no file has this id; GET /files lists them")
     if put.manifest.chunks is None:
         reason = "it is registered and has no content; upload it with this file_id"
         raise HttpError(503, f"the file cannot be read now: {reason}", {"retry-after": "5"})
-    source = services.downloads.source_of(put)
+    source = services.fetching.source_of(put)
     if source is None:
         if request.method == "HEAD" and put.manifest.size_bytes:
             raise HttpError(503, "the file cannot be read now: no holder can be reached; try again later", RETRY_AFTER)
         # Its chunks may be there all the same, here and elsewhere; of an empty file there is nothing to look for.
-        source = services.state.me
-    latency_ms = services.listing.latency_ms(source)
-    return FileResponse(services.downloads, put, request.headers, (source, latency_ms))
+        source = services.others.me
+    return FileResponse(services.downloads, put, request.headers, (source, latency_ms(services.others, source)))
 
 
 async def delete(request: Request) -> JSONResponse:
     """`DELETE /files/{file_id}`: remove a file everywhere, for ever."""
     services = services_of(request)
     file_key = file_key_in(request)
-    deletion = await services.files.delete(file_key)
+    deletion = await services.keys.delete(file_key)
     if deletion is None:
         raise HttpError(404, "no file has this id; it may have been deleted already")
     deleted, total = len(deletion.deleted), len(deletion.nodes)
@@ -147,3 +161,84 @@ async def delete(request: Request) -> JSONResponse:
             + ("; the others follow when back" if missing else ""),
         }
     )
+
+
+async def list_files(request: Request) -> JSONResponse:
+    """`GET /files`: the files, newest first, a page at a time."""
+    services = services_of(request)
+    limit = number_in(request, "limit", FILES_LIMIT, FILES_LIMIT_MAX, 1)
+    after = request.query_params.get("after")
+    try:
+        behind = parse_cursor(after) if after else None
+    except BadCursor as error:
+        raise HttpError(400, str(error)) from None
+    page = await services.listing.files(limit, behind, request.query_params.get("name", ""))
+    listed = [file_json(put, holders) for put, holders in page.files]
+    return JSONResponse(
+        {"files": listed, "count": len(listed), "total": page.total, "next": cursor_of(page.end) if page.end else None}
+    )
+
+
+def file_json(put: Put, holders: tuple[NodeId, ...]) -> dict[str, object]:
+    """A file in a list."""
+    manifest = put.manifest
+    return {
+        "file_key": manifest.file_key,
+        "original_filename": manifest.filename,
+        "size_bytes": manifest.size_bytes,
+        "checksum_sha256": manifest.sha256.hex(),
+        "content_type": manifest.content_type,
+        "uploaded_at": rfc3339(manifest.uploaded_at_ms),
+        "replicas": list(holders),
+    }
+
+
+async def register(request: Request) -> JSONResponse:
+    """`POST /files/register`: make a file known that a peer is said to have."""
+    services = services_of(request)
+    body = await json_object_of(request)
+    holder = _member_in(services, body.get("node_id"), "node_id")
+    failed = body.get("failed_nodes") or []
+    if not isinstance(failed, list):
+        raise HttpError(400, "failed_nodes is a list of node ids")
+    for node_id in failed:
+        _member_in(services, node_id, "failed_nodes")
+    verified = await services.keys.register(_manifest_in(services, body), holder)
+    return JSONResponse({"success": True, "message": "file metadata registered", "verified": verified})
+
+
+def _manifest_in(services: Services, body: dict[str, Any]) -> Manifest:
+    file_key, size_bytes, checksum = body.get("file_key"), body.get("size_bytes"), body.get("checksum_sha256")
+    filename = body.get("original_filename")
+    if not isinstance(file_key, str) or not FILE_KEY_PATTERN.fullmatch(file_key):
+        raise HttpError(400, "file_key is missing or no file id")
+    if not isinstance(filename, str):
+        raise HttpError(400, "original_filename is missing or no text")
+    if type(size_bytes) is not int or not 0 <= size_bytes <= SIZE_MAX:
+        raise HttpError(400, "size_bytes is missing or no whole number of bytes")
+    if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
+        raise HttpError(400, "checksum_sha256 is missing or not 64 hexadecimal digits")
+    if (size_bytes == 0) != (bytes.fromhex(checksum) == EMPTY_SHA256):
+        raise HttpError(400, "size_bytes and checksum_sha256 contradict each other: one says that the file is empty")
+    name = clean_filename(filename)
+    claimed = body.get("content_type")
+    return Manifest(
+        file_key=file_key,
+        filename=name,
+        size_bytes=size_bytes,
+        sha256=bytes.fromhex(checksum),
+        content_type=guess_content_type(name, claimed if isinstance(claimed, str) else ""),
+        uploaded_at_ms=services.here.wall_ms(),
+        copies=services.config.copies,
+        # There is nothing more to know of an empty file.
+        chunks=None if size_bytes else (),
+        registered=True,
+    )
+
+
+def _member_in(services: Services, node_id: object, field: str) -> NodeId:
+    if not isinstance(node_id, str) or not NODE_ID_PATTERN.fullmatch(node_id):
+        raise HttpError(400, f"{field} is missing or no node id")
+    if services.others.membership.member(NodeId(node_id)) is None:
+        raise HttpError(400, f"{field} names {node_id}, which is no node of this cluster; see GET /nodes")
+    return NodeId(node_id)

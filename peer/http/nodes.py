@@ -1,128 +1,108 @@
-"""The naming endpoints: nodes, the list of files, registration, the replication queue, recovery."""
+"""The endpoints about nodes: who they are and how they are, what they lack, and recovery."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from typing import Any
-
+import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from peer.files.listing import BadCursor, Cursor
 from peer.gossip.client import PeerUnreachable
-from peer.http.content import clean_filename, guess_content_type
+from peer.gossip.peers import Peers
 from peer.http.errors import RETRY_AFTER, HttpError
-from peer.http.requests import json_object_of, number_in, services_of
+from peer.http.requests import number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
-from peer.upkeep.repair import ItemStatus, Recovery
-from protocol.codec import SIZE_MAX
-from protocol.identity import NODE_ID_PATTERN, NodeId
+from peer.store.lookups import QueueItem
+from protocol.identity import Member, NodeId
 from protocol.membership import Status
-from protocol.ops import FILE_KEY_PATTERN, Manifest, Put
+from protocol.messages import ItemStatus, Recovery
 
-FILES_LIMIT = 100
-FILES_LIMIT_MAX = 1000
 QUEUE_LIMIT = 1000
 QUEUE_LIMIT_MAX = 10_000
+UNREACHABLE_LATENCY_MS = 9999
+CHECK_TIMEOUT_S = 2.0
 
-EMPTY_SHA256 = hashlib.sha256().digest()
 
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+# --- nodes ---
 
 
 async def nodes(request: Request) -> JSONResponse:
     """`GET /nodes`: every member and what is believed of it."""
-    return JSONResponse(services_of(request).listing.nodes())
-
-
-async def check_nodes(request: Request) -> JSONResponse:
-    """`GET /nodes/check`: ask every node now."""
     services = services_of(request)
-    checked = await services.listing.check_nodes()
-    return JSONResponse({"checked_at": rfc3339(services.state.wall_ms()), "nodes": checked})
+    return JSONResponse([_node_json(services, member) for member in services.others.membership.members()])
 
 
-async def files(request: Request) -> JSONResponse:
-    """`GET /files`: the files, newest first, a page at a time."""
-    services = services_of(request)
-    limit = number_in(request, "limit", FILES_LIMIT, FILES_LIMIT_MAX, 1)
-    after = request.query_params.get("after")
-    try:
-        cursor = Cursor.parse(after) if after else None
-    except BadCursor as error:
-        raise HttpError(400, str(error)) from None
-    page = await services.listing.files(limit, cursor, request.query_params.get("name", ""))
-    listed = [file_json(put, holders) for put, holders in page.files]
-    return JSONResponse(
-        {"files": listed, "count": len(listed), "total": page.total, "next": str(page.next) if page.next else None}
-    )
-
-
-def file_json(put: Put, holders: tuple[NodeId, ...]) -> dict[str, object]:
-    """A file in a list."""
-    manifest = put.manifest
+def _node_json(services: Services, member: Member) -> dict[str, object]:
+    status = services.others.membership.status(member.node_id)
     return {
-        "file_key": manifest.file_key,
-        "original_filename": manifest.filename,
-        "size_bytes": manifest.size_bytes,
-        "checksum_sha256": manifest.sha256.hex(),
-        "content_type": manifest.content_type,
-        "uploaded_at": rfc3339(manifest.uploaded_at_ms),
-        "replicas": list(holders),
+        "id": member.node_id,
+        "address": f"http://{member.address}",
+        "status": "DOWN" if status is Status.DOWN else "UP",
+        "role": "PEER",
+        "last_heartbeat": rfc3339(_heartbeat_ms(services, member.node_id)),
+        "latency_ms": latency_ms(services.others, member.node_id),
+        "zone": member.zone,
+        "state": status.value,
+        "membership": "member",
     }
 
 
-async def register(request: Request) -> JSONResponse:
-    """`POST /files/register`: make a file known that a peer is said to have."""
+def _heartbeat_ms(services: Services, node_id: NodeId) -> int | None:
+    wall_ms = services.here.wall_ms()
+    if node_id == services.others.me:
+        return wall_ms
+    heard_at = services.others.membership.heard_at(node_id)
+    return None if heard_at is None else wall_ms - int((services.env.clock.now() - heard_at) * 1000)
+
+
+def latency_ms(others: Peers, node_id: NodeId) -> float:
+    """The mean round trip to a peer; 9999 when it cannot be reached."""
+    latency_s = others.membership.latency_s(node_id)
+    if latency_s is None or others.is_down(node_id):
+        return UNREACHABLE_LATENCY_MS
+    return round(latency_s * 1000, 3)
+
+
+async def check_nodes(request: Request) -> JSONResponse:
+    """`GET /nodes/check`: ask every node for its health now, all at once."""
     services = services_of(request)
-    body = await json_object_of(request)
-    holder = _member_in(services, body.get("node_id"), "node_id")
-    failed = body.get("failed_nodes") or []
-    if not isinstance(failed, list):
-        raise HttpError(400, "failed_nodes is a list of node ids")
-    for node_id in failed:
-        _member_in(services, node_id, "failed_nodes")
-    verified = await services.files.register(_manifest_in(services, body), holder)
-    return JSONResponse({"success": True, "message": "file metadata registered", "verified": verified})
+    round_trips_s: dict[NodeId, float | None] = {}
+
+    async def check(member: Member) -> None:
+        round_trips_s[member.node_id] = await _round_trip_s(services, member)
+
+    members = services.others.membership.members()
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            nursery.start_soon(check, member)
+    checked = [_checked_json(member, round_trips_s[member.node_id]) for member in members]
+    return JSONResponse({"checked_at": rfc3339(services.here.wall_ms()), "nodes": checked})
 
 
-def _manifest_in(services: Services, body: dict[str, Any]) -> Manifest:
-    file_key, size_bytes, checksum = body.get("file_key"), body.get("size_bytes"), body.get("checksum_sha256")
-    filename = body.get("original_filename")
-    if not isinstance(file_key, str) or not FILE_KEY_PATTERN.fullmatch(file_key):
-        raise HttpError(400, "file_key is missing or no file id")
-    if not isinstance(filename, str):
-        raise HttpError(400, "original_filename is missing or no text")
-    if type(size_bytes) is not int or not 0 <= size_bytes <= SIZE_MAX:
-        raise HttpError(400, "size_bytes is missing or no whole number of bytes")
-    if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
-        raise HttpError(400, "checksum_sha256 is missing or not 64 hexadecimal digits")
-    if (size_bytes == 0) != (bytes.fromhex(checksum) == EMPTY_SHA256):
-        raise HttpError(400, "size_bytes and checksum_sha256 contradict each other: one says that the file is empty")
-    name = clean_filename(filename)
-    claimed = body.get("content_type")
-    return Manifest(
-        file_key=file_key,
-        filename=name,
-        size_bytes=size_bytes,
-        sha256=bytes.fromhex(checksum),
-        content_type=guess_content_type(name, claimed if isinstance(claimed, str) else ""),
-        uploaded_at_ms=services.state.wall_ms(),
-        copies=services.state.config.copies,
-        # There is nothing more to know of an empty file.
-        chunks=None if size_bytes else (),
-        registered=True,
-    )
+def _checked_json(member: Member, round_trip_s: float | None) -> dict[str, object]:
+    return {
+        "id": member.node_id,
+        "address": f"http://{member.address}",
+        "status": "DOWN" if round_trip_s is None else "UP",
+        "latency_ms": UNREACHABLE_LATENCY_MS if round_trip_s is None else round(round_trip_s * 1000, 3),
+    }
 
 
-def _member_in(services: Services, node_id: object, field: str) -> NodeId:
-    if not isinstance(node_id, str) or not NODE_ID_PATTERN.fullmatch(node_id):
-        raise HttpError(400, f"{field} is missing or no node id")
-    if services.state.membership.member(NodeId(node_id)) is None:
-        raise HttpError(400, f"{field} names {node_id}, which is no node of this cluster; see GET /nodes")
-    return NodeId(node_id)
+async def _round_trip_s(services: Services, member: Member) -> float | None:
+    if member.node_id == services.others.me:
+        return 0.0
+    clock = services.env.clock
+    started = clock.now()
+    with trio.move_on_after(CHECK_TIMEOUT_S):
+        try:
+            await services.others.client.health(member.address)
+        except PeerUnreachable:
+            return None
+        return clock.now() - started
+    return None
+
+
+# --- what they lack ---
 
 
 async def queue(request: Request) -> JSONResponse:
@@ -133,46 +113,44 @@ async def queue(request: Request) -> JSONResponse:
     if status is not None and status not in ItemStatus.__members__:
         raise HttpError(400, f"status is one of {', '.join(ItemStatus.__members__)}")
     node_id = request.query_params.get("node_id")
-    items = await services.listing.queue(
+    items = await services.queue.items(
         limit, NodeId(node_id) if node_id is not None else None, ItemStatus(status) if status is not None else None
     )
-    return JSONResponse({"items": items, "count": len(items)})
+    return JSONResponse({"items": [_item_json(item) for item in items], "count": len(items)})
+
+
+def _item_json(item: QueueItem) -> dict[str, object]:
+    return {
+        "id": item.item_id,
+        "file_key": item.file_key,
+        "target_node_id": item.target,
+        "source_node_id": item.source,
+        "status": item.status.value,
+        "retry_count": item.retry_count,
+        "last_attempt": rfc3339(item.last_attempt_ms),
+        "created_at": rfc3339(item.created_at_ms),
+        "error_message": item.error,
+    }
 
 
 async def recover(request: Request) -> JSONResponse:
     """`POST /nodes/{id}/recover`: make a node fetch all it lacks, now."""
     services = services_of(request)
     node_id = NodeId(request.path_params["node_id"])
-    peer = services.state.membership.member(node_id)
+    peer = services.others.membership.member(node_id)
     if peer is None:
         raise HttpError(404, f"{node_id} is no node of this cluster; see GET /nodes")
-    if node_id == services.state.me:
-        recovery = await recover_here(services)
-    elif services.state.membership.status(node_id) is Status.DOWN:
+    if node_id == services.others.me:
+        recovery = await services.repair.recover()
+    elif services.others.is_down(node_id):
         raise await _is_down(services, node_id)
     else:
         try:
-            recovery = recovery_of(await services.state.client.recover(peer))
+            recovery = await services.others.client.recover(peer)
         except PeerUnreachable:
             raise await _is_down(services, node_id) from None
-        await services.uploads.exchange_patiently(node_id)
+        await services.exchanger.exchange_patiently(node_id)
     return JSONResponse(await _recovered_json(services, node_id, recovery))
-
-
-async def recover_here(services: Services) -> Recovery:
-    """Hear what others have, then fetch all that is missing here."""
-    for other in services.state.membership.reachable():
-        await services.uploads.exchange_patiently(other)
-    return await services.repair.heal(all_of_it=True)
-
-
-def recovery_of(fields: dict[str, object]) -> Recovery:
-    """What another peer said of its recovery. Raises PeerUnreachable when it is none."""
-    counts = [fields.get(name) for name in ("total", "success", "failed")]
-    if not all(type(count) is int for count in counts):
-        raise PeerUnreachable("a recovery without its counts")
-    total, success, failed = (int(str(count)) for count in counts)
-    return Recovery(total, success, failed)
 
 
 async def _recovered_json(services: Services, node_id: NodeId, recovery: Recovery) -> dict[str, object]:
@@ -183,8 +161,8 @@ async def _recovered_json(services: Services, node_id: NodeId, recovery: Recover
 
 
 async def _pending(services: Services, node_id: NodeId) -> list[dict[str, object]]:
-    items = await services.listing.queue(QUEUE_LIMIT, node_id)
-    return [item for item in items if item["status"] != "COMPLETED"]
+    items = await services.queue.items(QUEUE_LIMIT, node_id)
+    return [_item_json(item) for item in items if item.status is not ItemStatus.COMPLETED]
 
 
 async def _is_down(services: Services, node_id: NodeId) -> HttpError:

@@ -10,24 +10,22 @@ from starlette.responses import Response, StreamingResponse
 
 from peer.gossip.client import CLUSTER_HEADER, MSGPACK
 from peer.http.errors import HttpError
-from peer.http.nodes import recover_here
 from peer.http.requests import body_of, services_of
 from peer.http.services import Services
 from peer.store.chunk_files import ChunkWriter
+from peer.store.holding import Holding
 from peer.world.env import Work
 from protocol import codec, messages
-from protocol.errors import MalformedMessage, WrongCluster
-from protocol.identity import Dot
+from protocol.errors import WrongCluster
 
 JOIN_BYTES_MAX = 1024 * 1024
-HASHES_MAX = 1024
 
 
 def peer_services(request: Request) -> Services:
     """The peer's services, for a peer of the same cluster. Raises WrongCluster, HttpError 503."""
     services = services_of(request)
     theirs = request.headers.get(CLUSTER_HEADER)
-    if theirs != services.state.cluster_id:
+    if theirs != services.others.cluster_id:
         raise WrongCluster("this peer belongs to another cluster")
     return services
 
@@ -35,107 +33,97 @@ def peer_services(request: Request) -> Services:
 async def join(request: Request) -> Response:
     """`POST /peer/join`: the cluster's id and members, for one who wants to become one."""
     services = services_of(request)
-    cluster_id, members = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)), 2)
-    if cluster_id not in ("", services.state.cluster_id):
+    cluster_id, members = messages.decode_join(await body_of(request, JOIN_BYTES_MAX))
+    if cluster_id not in ("", services.others.cluster_id):
         raise WrongCluster("this peer belongs to another cluster")
-    services.gossip.learn(messages.read_members(members))
-    known = messages.members_fields(services.state.membership.members())
-    return _packed([services.state.cluster_id, known])
+    services.gossip.learn(members)
+    return _packed(messages.encode_joined(services.others.cluster_id, services.others.membership.members()))
 
 
 async def exchange(request: Request) -> Response:
     """`POST /peer/exchange`: swap log suffixes."""
     services = peer_services(request)
     raw = await body_of(request, codec.MESSAGE_BYTES_MAX)
-    reply = await services.exchanger.answer(messages.decode_request(services.state.cluster_id, raw))
-    return Response(messages.encode_reply(reply), media_type=MSGPACK)
+    reply = await services.answering.answer(messages.decode_request(services.others.cluster_id, raw))
+    return _packed(messages.encode_reply(reply))
 
 
 async def snapshot(request: Request) -> Response:
     """`GET /peer/snapshot`: the whole live state, as of one moment."""
     services = peer_services(request)
-    return StreamingResponse(services.exchanger.whole_states.frames(), media_type=MSGPACK)
+    return StreamingResponse(services.whole_states.frames(), media_type=MSGPACK)
 
 
 async def get_small_chunks(request: Request) -> Response:
     """`POST /peer/chunks`: the contents of many small chunks."""
     services = peer_services(request)
-    return _packed([await _small_chunk(services, name) for name in await _hashes_of(request)])
+    hashes = await _hashes_in(request)
+    return _packed(messages.encode_contents([await _small_chunk(services.here, chunk_hash) for chunk_hash in hashes]))
 
 
-async def _small_chunk(services: Services, name: bytes) -> bytes | None:
-    row = services.state.chunks.row(name)
+async def _small_chunk(here: Holding, chunk_hash: bytes) -> bytes | None:
+    row = here.chunks.row(chunk_hash)
     if row is None or row.content is None:
         return None
-    return await services.state.read_chunk(name, services.state.chunks.read_whole)
+    return await here.read_chunk(chunk_hash, here.chunks.read_whole)
 
 
 async def get_chunk(request: Request) -> Response:
     """`GET /peer/chunks/{hash}`: one chunk's bytes, verified; `put` names the file it is asked for."""
-    state = peer_services(request).state
-    name = _hash_in(request)
-    put = _dot_in(request)
-    content = await state.read_chunk(name, state.chunks.read_whole)
+    here = peer_services(request).here
+    chunk_hash = _hash_in(request)
+    text = request.query_params.get("put")
+    put = None if text is None else messages.dot_of_text(text)
+    content = await here.read_chunk(chunk_hash, here.chunks.read_whole)
     if content is None:
         if put is not None:
-            await state.doubt_hold(put)
+            await here.doubt_hold(put)
         raise HttpError(404, "that chunk is not here")
     return Response(content, media_type="application/octet-stream")
-
-
-def _dot_in(request: Request) -> Dot | None:
-    text = request.query_params.get("put")
-    if text is None:
-        return None
-    try:
-        return codec.read_dot(codec.unpack(bytes.fromhex(text)))
-    except ValueError:
-        raise HttpError(400, "put is no dot in hexadecimal digits") from None
 
 
 async def put_chunk(request: Request) -> Response:
     """`PUT /peer/chunks/{hash}`: stage a chunk for a put to come; answered when it is synced."""
     services = peer_services(request)
-    name = _hash_in(request)
-    state = services.state
-    state.space.check()
-    writer = ChunkWriter(state.chunks.files)
+    chunk_hash = _hash_in(request)
+    env, chunks = services.env, services.here.chunks
+    services.here.space.check()
+    writer = ChunkWriter(chunks.files)
     try:
-        async for piece in _body_up_to(request, state.config.chunk_bytes_max):
-            await state.env.run_blocking(Work.DISK, writer.write, piece)
-        fresh = await state.env.run_blocking(Work.DISK, writer.finish)
+        async for piece in _body_up_to(request, services.config.chunk_bytes_max):
+            await env.run_blocking(Work.DISK, writer.write, piece)
+        fresh = await env.run_blocking(Work.DISK, writer.finish)
     except BaseException:
         with trio.CancelScope(shield=True):
-            await state.env.run_blocking(Work.DISK, writer.abandon)
+            await env.run_blocking(Work.DISK, writer.abandon)
         raise
-    if fresh.hash != name:
-        state.chunks.discard([fresh])
+    if fresh.hash != chunk_hash:
+        chunks.discard([fresh])
         raise HttpError(400, "the bytes do not give the chunk's hash")
-    state.chunks.staging.stage(fresh)
+    chunks.staging.stage(fresh)
     return Response()
 
 
 async def renew_chunks(request: Request) -> Response:
     """`POST /peer/chunks/renew`: an upload still arrives; keep what it staged. Answered with what is not here."""
-    state = peer_services(request).state
-    names = await _hashes_of(request)
-    return _packed([name for name in names if not state.chunks.staging.renew(name) and state.chunks.row(name) is None])
+    chunks = peer_services(request).here.chunks
+    hashes = await _hashes_in(request)
+    lapsed = [chunk_hash for chunk_hash in hashes if not chunks.staging.renew(chunk_hash)]
+    lost = [chunk_hash for chunk_hash in lapsed if chunks.row(chunk_hash) is None]
+    return _packed(messages.encode_hashes(lost))
 
 
 async def withdraw_chunks(request: Request) -> Response:
     """`POST /peer/chunks/withdraw`: an upload was broken off, the chunks it staged here are of no use."""
-    state = peer_services(request).state
-    for name in await _hashes_of(request):
-        state.chunks.staging.withdraw(name)
+    chunks = peer_services(request).here.chunks
+    for chunk_hash in await _hashes_in(request):
+        chunks.staging.withdraw(chunk_hash)
     return Response()
 
 
-async def _hashes_of(request: Request) -> list[bytes]:
-    """The chunks' hashes in a body. Raises MalformedMessage, also for more than are looked up at a time."""
-    fields = codec.read_list(codec.unpack(await body_of(request, JOIN_BYTES_MAX)))
-    if len(fields) > HASHES_MAX:
-        raise MalformedMessage(f"{len(fields)} chunks in one message; the limit is {HASHES_MAX}")
-    return [codec.read_bytes(name, codec.HASH_BYTES) for name in fields]
+async def _hashes_in(request: Request) -> tuple[bytes, ...]:
+    """The chunks' hashes in a body. Raises MalformedMessage."""
+    return messages.decode_hashes(await body_of(request, JOIN_BYTES_MAX))
 
 
 async def _body_up_to(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
@@ -149,25 +137,24 @@ async def _body_up_to(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
 
 async def recover(request: Request) -> Response:
     """`POST /peer/recover`: fetch all that is missing here, now."""
-    recovery = await recover_here(peer_services(request))
-    return _packed({"total": recovery.total, "success": recovery.success, "failed": recovery.failed})
+    return _packed(messages.encode_recovery(await peer_services(request).repair.recover()))
 
 
 async def repairs(request: Request) -> Response:
     """`GET /peer/repairs`: what this peer alone knows of its repairs."""
-    return _packed(peer_services(request).repair.known_attempts())
+    return _packed(messages.encode_attempts(peer_services(request).repair.known_attempts()))
 
 
 def _hash_in(request: Request) -> bytes:
     text = request.path_params["hash"]
     try:
-        name = bytes.fromhex(text)
+        chunk_hash = bytes.fromhex(text)
     except ValueError:
-        name = b""
-    if len(name) != codec.HASH_BYTES:
-        raise HttpError(400, "a chunk's name is 64 hexadecimal digits")
-    return name
+        chunk_hash = b""
+    if len(chunk_hash) != codec.HASH_BYTES:
+        raise HttpError(400, "a chunk's hash is 64 hexadecimal digits")
+    return chunk_hash
 
 
-def _packed(value: object) -> Response:
-    return Response(codec.pack(value), media_type=MSGPACK)
+def _packed(message: bytes) -> Response:
+    return Response(message, media_type=MSGPACK)

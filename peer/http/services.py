@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import trio
+
+from peer.config import Config
 from peer.files.downloads import Downloads
-from peer.files.keys import Files
+from peer.files.keys import Keys
 from peer.files.listing import Listing
 from peer.files.uploads import Uploads
+from peer.gossip.answer import Answering
 from peer.gossip.exchange import Exchanger
+from peer.gossip.fetching import Fetching
 from peer.gossip.membership import Gossip
-from peer.gossip.peers import PeerState
-from peer.upkeep.anti_entropy import Upkeep
+from peer.gossip.peers import Peers
+from peer.gossip.whole_state import WholeStates
+from peer.store.holding import Holding
+from peer.upkeep.anti_entropy import AntiEntropy
+from peer.upkeep.queue import Queue
 from peer.upkeep.repair import Repair
+from peer.worker import Worker
+from peer.world.env import Env
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """One of each."""
 
-    state: PeerState
+    env: Env
+    config: Config
+    here: Holding
+    others: Peers
     gossip: Gossip
     exchanger: Exchanger
+    answering: Answering
+    whole_states: WholeStates
+    fetching: Fetching
     uploads: Uploads
     downloads: Downloads
-    files: Files
+    keys: Keys
     listing: Listing
     repair: Repair
-    upkeep: Upkeep
+    queue: Queue
+    anti_entropy: AntiEntropy
+    workers: tuple[Worker, ...]
+    """All that works without being asked."""
+    ready: trio.Event = field(default_factory=trio.Event)
+    """Set once this peer has joined its cluster."""
+    draining: trio.Event = field(default_factory=trio.Event)
+    """Set once this peer is told to stop."""

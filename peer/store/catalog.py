@@ -25,8 +25,8 @@ from peer.store.rows import (
 )
 from protocol.codec import decode_op, encode_op
 from protocol.identity import Dot, NodeId, Origin, VersionVector, ms_of_stamp
-from protocol.ops import Chunk, Hold, LiveOp, Op, Put
-from protocol.placement import item_id, partition_of
+from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id
+from protocol.placement import partition_of
 from protocol.store import show_order
 
 COMPLETED_SHOWN_MS = 24 * 3600 * 1000
@@ -339,39 +339,42 @@ class SqliteStore:
 
     # --- content on this disk ---
 
-    def chunk_row(self, name: bytes) -> ChunkRow | None:
+    def chunk_row(self, chunk_hash: bytes) -> ChunkRow | None:
         """Where a chunk is, as this transaction sees it; None when this disk has none, or one that was condemned."""
-        return chunk_row(self.connection, name)
+        return chunk_row(self.connection, chunk_hash)
 
-    def set_chunk(self, name: bytes, row: ChunkRow) -> None:
+    def set_chunk(self, chunk_hash: bytes, row: ChunkRow) -> None:
         """Make a chunk exist, in place of one of equal bytes that was there before, good or condemned."""
-        old = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (name,)).fetchone()
+        old = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (chunk_hash,)).fetchone()
         if old is None:
             self.connection.execute(
                 "INSERT INTO chunks (hash, size, serial, refs, content) VALUES (?, ?, ?, 0, ?)",
-                (name, row.size, row.serial, row.content),
+                (chunk_hash, row.size, row.serial, row.content),
             )
             return
         self.connection.execute(
-            "UPDATE chunks SET serial = ?, content = ?, condemned = 0 WHERE hash = ?", (row.serial, row.content, name)
+            "UPDATE chunks SET serial = ?, content = ?, condemned = 0 WHERE hash = ?",
+            (row.serial, row.content, chunk_hash),
         )
         if old[0] is not None and old[0] != row.serial:
-            self.unused_files.append(chunk_file_name(name, old[0]))
+            self.unused_files.append(chunk_file_name(chunk_hash, old[0]))
 
-    def condemn(self, name: bytes) -> list[Put]:
+    def condemn(self, chunk_hash: bytes) -> list[Put]:
         """A chunk's bytes are no good: they go, and its row stays for those who need it, until it is set again.
 
         Returns the puts that were held and no longer are; what else there is of them is kept.
         """
-        (serial,) = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (name,)).fetchone()
+        (serial,) = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (chunk_hash,)).fetchone()
         self.connection.execute(
-            "UPDATE chunks SET serial = NULL, content = NULL, condemned = 1 WHERE hash = ?", (name,)
+            "UPDATE chunks SET serial = NULL, content = NULL, condemned = 1 WHERE hash = ?", (chunk_hash,)
         )
         if serial is not None:
-            self.unused_files.append(chunk_file_name(name, serial))
-        held = select_puts(self.connection, "WHERE puts.held AND instr(puts.chunks, ?) > 0", name)
+            self.unused_files.append(chunk_file_name(chunk_hash, serial))
+        held = select_puts(self.connection, "WHERE puts.held AND instr(puts.chunks, ?) > 0", chunk_hash)
         # An instr may find the hash across two neighbours.
-        broken = [(row, put) for row, put in held if any(chunk.hash == name for chunk in put.manifest.chunks or ())]
+        broken = [
+            (row, put) for row, put in held if any(chunk.hash == chunk_hash for chunk in put.manifest.chunks or ())
+        ]
         for put_row, _ in broken:
             self.unmark_held(put_row)
         return [put for _, put in broken]
@@ -382,7 +385,7 @@ class SqliteStore:
         changed = self.connection.execute("UPDATE puts SET kept = 1 WHERE id = ? AND NOT kept", (put_row,)).rowcount
         if changed:
             self.connection.executemany(
-                "UPDATE chunks SET refs = refs + 1 WHERE hash = ?", [(name,) for name in _distinct(chunks)]
+                "UPDATE chunks SET refs = refs + 1 WHERE hash = ?", [(chunk_hash,) for chunk_hash in _distinct(chunks)]
             )
 
     def unmark_held(self, put_row: int) -> None:
@@ -399,13 +402,13 @@ class SqliteStore:
         ).rowcount
         if not changed:
             return
-        for name in _distinct(chunks):
-            self.connection.execute("UPDATE chunks SET refs = refs - 1 WHERE hash = ?", (name,))
+        for chunk_hash in _distinct(chunks):
+            self.connection.execute("UPDATE chunks SET refs = refs - 1 WHERE hash = ?", (chunk_hash,))
             gone = self.connection.execute(
-                "DELETE FROM chunks WHERE hash = ? AND refs <= 0 RETURNING serial", (name,)
+                "DELETE FROM chunks WHERE hash = ? AND refs <= 0 RETURNING serial", (chunk_hash,)
             ).fetchone()
             if gone is not None and gone[0] is not None:
-                self.unused_files.append(chunk_file_name(name, gone[0]))
+                self.unused_files.append(chunk_file_name(chunk_hash, gone[0]))
 
     def is_held(self, put: Dot) -> bool:
         """Whether this disk has the content of a put, all of it."""

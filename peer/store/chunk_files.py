@@ -157,14 +157,14 @@ class ChunkWriter:
             return self._finish()
 
     def _finish(self) -> FreshChunk:
-        name = self._hash.digest()
+        chunk_hash = self._hash.digest()
         if self._file is None:
-            return FreshChunk(name, self.size, None, bytes(self._head))
+            return FreshChunk(chunk_hash, self.size, None, bytes(self._head))
         self._file.sync()
         self._file.close()
-        self._published = chunk_file_name(name, self._serial)
+        self._published = chunk_file_name(chunk_hash, self._serial)
         self._files.publish(f"{INCOMING}/{self._serial}", self._published)
-        return FreshChunk(name, self.size, self._serial, None)
+        return FreshChunk(chunk_hash, self.size, self._serial, None)
 
     def abandon(self) -> None:
         """Leave nothing behind of a chunk that was not finished (what the disk keeps, the next start removes)."""

@@ -1,22 +1,14 @@
-"""Members on disk, and what follows from them: which peers should hold which files."""
+"""Members on disk, and the ranks of those that should hold a partition's files."""
 
 from __future__ import annotations
 
 import sqlite3
-from functools import partial
 from itertools import groupby
 
-from peer.gossip.peers import Placement
 from peer.store.catalog import SqliteStore
-from peer.store.database import Database
 from peer.store.rows import select_puts
-from peer.world.env import Env, Work
-from protocol.identity import NodeId
-from protocol.messages import Member
-from protocol.placement import PARTITIONS, rank_all
-
-PARTITIONS_A_STEP = 256
-"""Re-ranked in one transaction, so that uploads get a turn in between."""
+from protocol.identity import Member, NodeId
+from protocol.placement import PARTITIONS
 
 
 def load_members(connection: sqlite3.Connection) -> tuple[Member, ...]:
@@ -47,23 +39,7 @@ def load_ranks(connection: sqlite3.Connection) -> list[list[NodeId]]:
     return ranks
 
 
-async def update_placement(env: Env, database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
-    """Bring placement, and the queue of missing copies, in line with the members.
-
-    Raises StoreError; then the rest of the queue follows at the next change, or start.
-    """
-    places = placement.follow(members)
-    # Off the event loop: with fifty members it takes about a second.
-    ranks = await env.run_blocking(Work.HASH, rank_all, places)
-    changed = [partition for partition in range(PARTITIONS) if placement.queued[partition] != ranks[partition]]
-    for start in range(0, len(changed), PARTITIONS_A_STEP):
-        some = {partition: ranks[partition] for partition in changed[start : start + PARTITIONS_A_STEP]}
-        await database.write(partial(_rerank, database.store, some))
-        for partition, ranked in some.items():
-            placement.queued[partition] = ranked
-
-
-def _rerank(store: SqliteStore, ranks: dict[int, list[NodeId]]) -> None:
+def rerank(store: SqliteStore, ranks: dict[int, list[NodeId]]) -> None:
     """A step: give some partitions new ranks, and queue what that makes missing."""
     execute = store.connection.execute
     for partition, ranked in ranks.items():

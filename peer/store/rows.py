@@ -148,14 +148,14 @@ def version_vector_of(connection: sqlite3.Connection) -> VersionVector:
     }
 
 
-def chunk_row(connection: sqlite3.Connection, name: bytes) -> ChunkRow | None:
+def chunk_row(connection: sqlite3.Connection, chunk_hash: bytes) -> ChunkRow | None:
     """Where a chunk is, as a connection sees it; None when there is none, or one that was condemned."""
     found = connection.execute(
-        "SELECT size, serial, content FROM chunks WHERE hash = ? AND NOT condemned", (name,)
+        "SELECT size, serial, content FROM chunks WHERE hash = ? AND NOT condemned", (chunk_hash,)
     ).fetchone()
     return ChunkRow(*found) if found else None
 
 
-def chunk_file_name(name: bytes, serial: int) -> str:
+def chunk_file_name(chunk_hash: bytes, serial: int) -> str:
     """The file of a chunk, relative to the data folder."""
-    return f"chunks/{name[:1].hex()}/{name.hex()}.{serial}"
+    return f"chunks/{chunk_hash[:1].hex()}/{chunk_hash.hex()}.{serial}"

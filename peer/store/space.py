@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 
-import trio
-
+from peer.worker import Worker
 from peer.world.env import Env, NoSpace, StoreError, Work
 
 log = logging.getLogger("minidfs.space")
@@ -20,10 +19,13 @@ ROOM_IN_RESERVES = 1.5
 """Free space, in reserves, at which content is taken again: one is set aside anew, the rest is to be used."""
 
 
-class Space:
+class Space(Worker):
     """Knows whether the disk is full."""
 
+    name = "space"
+
     def __init__(self, env: Env, reserve_bytes: int) -> None:
+        super().__init__()
         self._env = env
         self._reserve_bytes = reserve_bytes
         self.reason: str | None = None
@@ -58,19 +60,20 @@ class Space:
             disk.remove(RESERVE)
             disk.allocate(RESERVE, self._reserve_bytes)
 
-    async def run(self) -> None:
-        """Look for room while the disk is full, until cancelled."""
-        while True:
-            await trio.sleep(LOOK_EVERY_S)
-            if self.reason is None:
-                continue
-            try:
-                if await self._env.run_blocking(Work.DISK, self._has_room):
-                    await self._env.run_blocking(Work.DISK, self._set_aside)
-                    self.reason = None
-                    log.warning("there is room on the disk again; this peer takes content")
-            except StoreError as error:
-                log.debug("looking for room: %s", error)
+    def pace_s(self) -> float:
+        return LOOK_EVERY_S
+
+    async def step(self) -> None:
+        """Look for room, if the disk is full."""
+        if self.reason is None:
+            return
+        try:
+            if await self._env.run_blocking(Work.DISK, self._has_room):
+                await self._env.run_blocking(Work.DISK, self._set_aside)
+                self.reason = None
+                log.warning("there is room on the disk again; this peer takes content")
+        except StoreError as error:
+            log.debug("looking for room: %s", error)
 
     def _has_room(self) -> bool:
         return self._env.disk.free_bytes() > self._reserve_bytes * ROOM_IN_RESERVES

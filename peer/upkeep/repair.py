@@ -7,24 +7,26 @@ arrived stays staged, so that a repair broken off goes on where it was.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from random import Random
 from types import MappingProxyType
 
 import trio
 
-from peer.files.downloads import ContentUnavailable, Downloads
-from peer.gossip.client import PeerUnreachable
-from peer.gossip.peers import PeerState
+from peer.config import Config
+from peer.gossip.exchange import Exchanger
+from peer.gossip.fetching import ContentUnavailable, Fetching
+from peer.gossip.peers import Peers
 from peer.store.chunk_files import FreshChunk
-from peer.store.rows import ChunkRow, select_puts
-from peer.world.env import ChunkCorrupt, StoreError
+from peer.store.holding import Holding
+from peer.store.lookups import deficits, lacks_something
+from peer.store.rows import ChunkRow
+from peer.worker import Worker
+from peer.world.env import Env, StoreError
 from protocol.identity import Dot, NodeId
-from protocol.ops import Chunk, Put
-from protocol.placement import item_id
+from protocol.messages import ItemStatus, Recovery, RepairAttempt
+from protocol.ops import Chunk, Put, item_id
 
 log = logging.getLogger("minidfs.repair")
 
@@ -47,15 +49,6 @@ class Unfetchable(Exception):
     """A file this peer lacks cannot be had now."""
 
 
-class ItemStatus(Enum):
-    """Of an item of the replication queue."""
-
-    PENDING = "PENDING"
-    IN_PROGRESS = "IN_PROGRESS"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-
-
 @dataclass(slots=True)
 class Attempt:
     """What this peer alone knows of a file it lacks."""
@@ -67,15 +60,6 @@ class Attempt:
     not_before: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What one look at everything this peer lacks came to."""
-
-    total: int
-    success: int
-    failed: int
-
-
 @dataclass(slots=True)
 class _Batch:
     """Small files that one peer is asked for together."""
@@ -84,83 +68,60 @@ class _Batch:
     size: int = 0
 
 
-class Repair:
+class Repair(Worker):
     """The repairs of one peer."""
 
-    def __init__(self, state: PeerState, downloads: Downloads) -> None:
-        self._state = state
-        self._downloads = downloads
+    name = "repair"
+
+    def __init__(
+        self, env: Env, config: Config, here: Holding, others: Peers, exchanger: Exchanger, fetching: Fetching
+    ) -> None:
+        super().__init__()
+        self._env = env
+        self._config = config
+        self._here = here
+        self._others = others
+        self._exchanger = exchanger
+        self._fetching = fetching
         self._turn = trio.Lock()
-        self._wanted = trio.Event()
-        self._jitter: Random = state.env.chance("repair")
+        self._jitter: Random = env.chance("repair")
         self.attempts: dict[Dot, Attempt] = {}
 
-    async def run(self) -> None:
-        """Repair soon after news, at once when kicked, and every heal interval, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_news)
-            while True:
-                with trio.move_on_after(self._state.config.heal_interval_s):
-                    await self._wanted.wait()
-                self._wanted = trio.Event()
-                if self._state.space.reason is not None:
-                    continue
-                try:
-                    await self.heal()
-                except StoreError as error:
-                    log.error("repair stopped: %s", error)
+    def pace_s(self) -> float:
+        return self._config.heal_interval_s
 
-    def kick(self) -> None:
-        """Repair now."""
-        self._wanted.set()
+    def backlog(self) -> int:
+        return len(self.attempts)
+
+    async def step(self) -> None:
+        if self._here.space.reason is None:
+            await self.heal()
 
     def retry_now(self) -> None:
         """Repair now, also what failed a short while ago: a peer has come back that may have it."""
         for attempt in self.attempts.values():
             attempt.not_before = 0.0
-        self.kick()
+        self.wake()
 
-    async def _watch_news(self) -> None:
-        while True:
-            await self._state.news.wait_ring()
-            await trio.sleep(SETTLE_S)
-            try:
-                if self._lacks_something():
-                    self.kick()
-            except StoreError as error:
-                log.error("cannot look for missing copies: %s", error)
-
-    def _lacks_something(self) -> bool:
-        query = (
-            "SELECT EXISTS (SELECT 1 FROM queue JOIN nodes ON nodes.id = queue.target"
-            " WHERE nodes.node_id = ? AND queue.status = 'PENDING')"
-        )
-        me = self._state.me
-        return self._state.database.look_up(lambda connection: bool(connection.execute(query, (me,)).fetchone()[0]))
+    async def recover(self) -> Recovery:
+        """Hear what others have, then fetch all that is missing here. Raises StoreError."""
+        for other in self._others.membership.reachable():
+            await self._exchanger.exchange_patiently(other)
+        return await self.heal(all_of_it=True)
 
     async def heal(self, *, all_of_it: bool = False) -> Recovery:
         """Fetch what this peer lacks; with `all_of_it` also what failed a short while ago. Raises StoreError."""
         async with self._turn:
-            live = (self._state.me, *self._state.membership.reachable())
-            lacking = await self._state.database.read(lambda connection: self._deficits(connection, live))
+            me, live = self._here.me, (self._here.me, *self._others.membership.reachable())
+            lacking = await self._here.database.read(lambda connection: deficits(connection, me, live))
             self._forget_attempts(lacking)
             due = [put for put in lacking if all_of_it or self._is_due(put.dot)]
             before = {put.dot for put in due}
             await self._fetch_all(due)
             if due:
-                self._state.news.ring()
+                self._here.news.tell()
             failed = sum(1 for dot in self.attempts if dot in before)
             return Recovery(total=len(due), success=len(due) - failed, failed=failed)
-
-    def _deficits(self, connection: sqlite3.Connection, live: Sequence[NodeId]) -> list[Put]:
-        """What this peer lacks, the files with the fewest copies on live peers first."""
-        condition = (
-            "JOIN queue ON queue.put = puts.id JOIN nodes target ON target.id = queue.target"
-            " WHERE target.node_id = ? AND queue.status = 'PENDING' ORDER BY"
-            " (SELECT count(*) FROM holds JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node"
-            f" WHERE holds.put = puts.id AND hn.node_id IN ({', '.join('?' * len(live))})), puts.id"
-        )
-        return [put for _, put in select_puts(connection, condition, self._state.me, *live)]
 
     def _forget_attempts(self, lacking: Iterable[Put]) -> None:
         still = {put.dot for put in lacking}
@@ -168,7 +129,7 @@ class Repair:
 
     def _is_due(self, dot: Dot) -> bool:
         attempt = self.attempts.get(dot)
-        return attempt is None or attempt.not_before <= self._state.env.clock.now()
+        return attempt is None or attempt.not_before <= self._env.clock.now()
 
     # --- fetching ---
 
@@ -205,32 +166,19 @@ class Repair:
     def _source_of_small(self, put: Put) -> NodeId | None:
         """Whom to ask for a file that is one small chunk; None when it takes more than one question."""
         chunks = put.manifest.chunks
-        if chunks is None or len(chunks) != 1 or chunks[0].size > self._state.config.inline_bytes_max:
+        if chunks is None or len(chunks) != 1 or chunks[0].size > self._config.inline_bytes_max:
             return None
-        source = self._downloads.source_of(put)
-        return None if source == self._state.me else source
+        source = self._fetching.source_of(put)
+        return None if source == self._here.me else source
 
     async def _fetch_batch(self, source: NodeId, puts: Sequence[Put]) -> None:
-        peer = self._state.membership.member(source)
-        names = [(put.manifest.chunks or ())[0].hash for put in puts]
-        contents: list[bytes | None] = [None] * len(puts)
-        if peer is not None:
-            try:
-                contents = await self._state.client.fetch_small_chunks(peer, names)
-            except PeerUnreachable as error:
-                log.debug("a batch of repairs failed: %s", error)
+        contents = await self._fetching.fetch_small(source, [_only_chunk(put) for put in puts])
         fetched: list[tuple[Put, FreshChunk]] = []
-        for put, content in zip(puts, contents, strict=False):
-            chunk = (put.manifest.chunks or ())[0]
-            try:
-                if content is None:
-                    raise PeerUnreachable(f"{source} did not send it")
-                await self._downloads.verify(chunk, content)
-                fetched.append((put, await self._state.chunks.files.write_whole(content)))
-            except (PeerUnreachable, ChunkCorrupt):
+        for put, content in zip(puts, contents, strict=True):
+            if content is None:
                 await self._fetch_one(put)
-        for put in puts[len(contents) :]:
-            await self._fetch_one(put)
+            else:
+                fetched.append((put, await self._here.chunks.files.write_whole(content)))
         await self._declare([put for put, _ in fetched], {chunk.hash: chunk for _, chunk in fetched}, source)
 
     async def _fetch_one(self, put: Put) -> None:
@@ -240,26 +188,26 @@ class Repair:
             return
         fresh: dict[bytes, FreshChunk] = {}
         try:
-            rows = await self._state.verified_rows(put.manifest.chunks, {})
+            rows = await self._here.verified_rows(put.manifest.chunks)
             for chunk in put.manifest.chunks:
                 if chunk.hash not in rows and chunk.hash not in fresh:
                     fresh[chunk.hash] = await self._fetch_chunk(put, chunk)
-            await self._declare([put], fresh, self._downloads.source_of(put), rows)
+            await self._declare([put], fresh, self._fetching.source_of(put), rows)
         except (Unfetchable, StoreError) as error:
             for arrived in fresh.values():
-                self._state.chunks.staging.stage(arrived)
+                self._here.chunks.staging.stage(arrived)
             self._fail(put.dot, str(error))
 
     async def _fetch_chunk(self, put: Put, chunk: Chunk) -> FreshChunk:
         """A chunk, staged by an earlier attempt or fetched now; ours alone until the whole file is here."""
-        staged = self._state.chunks.staging.claim(chunk.hash)
+        staged = self._here.chunks.staging.claim(chunk.hash)
         if staged is not None:
             return staged
         try:
-            content = await self._downloads.fetch(put, chunk)
+            content = await self._fetching.fetch(put, chunk)
         except ContentUnavailable as error:
             raise Unfetchable(str(error)) from error
-        return await self._state.chunks.files.write_whole(content)
+        return await self._here.chunks.files.write_whole(content)
 
     async def _declare(
         self,
@@ -269,35 +217,35 @@ class Repair:
         rows: Mapping[bytes, ChunkRow] = MappingProxyType({}),
     ) -> None:
         """Write holds for files whose chunks are all here now."""
-        state = self._state
+        here = self._here
 
         def step() -> tuple[list[FreshChunk], set[Dot]]:
-            known = {put.dot for put in puts if state.replica.my_holds_of(put.dot)}
-            adopted = [chunk for put in puts for chunk in state.take_hold(put.dot, fresh, rows, recovered=True)]
+            known = {put.dot for put in puts if here.replica.my_holds_of(put.dot)}
+            adopted = [chunk for put in puts for chunk in here.take_hold(put.dot, fresh, rows, recovered=True)]
             return adopted, known
 
-        adopted, known = await state.database.write(step, grows=True)
+        adopted, known = await here.database.write(step, grows=True)
         kept = {id(chunk) for chunk in adopted}
-        state.chunks.discard([chunk for chunk in fresh.values() if id(chunk) not in kept])
+        here.chunks.discard([chunk for chunk in fresh.values() if id(chunk) not in kept])
         for put in puts:
             self._conclude(put, source, was_known=put.dot in known)
 
     def _conclude(self, put: Put, source: NodeId | None, *, was_known: bool) -> None:
         """Say what became of a repair."""
-        state = self._state
-        is_held = state.me in state.holders(put.dot)
-        if not is_held and state.put_row(put.dot) is not None:
+        here = self._here
+        is_held = here.me in here.holders(put.dot)
+        if not is_held and here.put_at(put.dot) is not None:
             self._fail(put.dot, "a chunk that was here has gone; it will be fetched")
             return
         self.attempts.pop(put.dot, None)
         if is_held and not was_known:
             size = put.manifest.size_bytes
-            log.info("Auto-recovered %s to %s (%d bytes from %s)", put.manifest.file_key, state.me, size, source)
+            log.info("Auto-recovered %s to %s (%d bytes from %s)", put.manifest.file_key, here.me, size, source)
 
     def _begin(self, dot: Dot) -> None:
         attempt = self.attempts.setdefault(dot, Attempt())
         attempt.status = ItemStatus.IN_PROGRESS
-        attempt.last_attempt_ms = self._state.wall_ms()
+        attempt.last_attempt_ms = self._here.wall_ms()
 
     def _fail(self, dot: Dot, error: str) -> None:
         if self._is_gone(dot):
@@ -307,28 +255,50 @@ class Repair:
         attempt = self.attempts.setdefault(dot, Attempt())
         attempt.status = ItemStatus.FAILED
         attempt.error = error
-        longest = max(BACK_OFF_S, self._state.config.heal_interval_s)
+        longest = max(BACK_OFF_S, self._config.heal_interval_s)
         pause = min(longest, BACK_OFF_S * 2 ** min(attempt.retry_count, 16))
         attempt.retry_count += 1
-        attempt.not_before = self._state.env.clock.now() + pause * self._jitter.uniform(0.8, 1.0)
+        attempt.not_before = self._env.clock.now() + pause * self._jitter.uniform(0.8, 1.0)
         log.warning("repair of a copy failed, attempt %d: %s", attempt.retry_count, error)
 
     def _is_gone(self, dot: Dot) -> bool:
         try:
-            return self._state.put_row(dot) is None
+            return self._here.put_at(dot) is None
         except StoreError:
             # Nobody knows; the next look at what is missing tells.
             return False
 
-    def known_attempts(self) -> list[list[object]]:
-        """For each item this peer is working on or has failed: id, status, retries, last attempt (ms) and error."""
+    def known_attempts(self) -> list[RepairAttempt]:
+        """What this peer alone knows of the copies it is working on, or has failed to get."""
         return [
-            [
-                item_id(dot, self._state.me),
-                attempt.status.value,
+            RepairAttempt(
+                item_id(dot, self._here.me),
+                attempt.status,
                 attempt.retry_count,
                 attempt.last_attempt_ms,
                 attempt.error,
-            ]
+            )
             for dot, attempt in self.attempts.items()
         ]
+
+
+class DeficitWatch(Worker):
+    """After news, looks whether this peer lacks something, and then wakes its repair."""
+
+    name = "deficit watch"
+    settle_s = SETTLE_S
+
+    def __init__(self, here: Holding, repair: Repair) -> None:
+        super().__init__()
+        self._here = here
+        self._repair = repair
+        here.news.follow(self.wake)
+
+    async def step(self) -> None:
+        if self._here.database.look_up(lambda connection: lacks_something(connection, self._here.me)):
+            self._repair.wake()
+
+
+def _only_chunk(put: Put) -> Chunk:
+    (chunk,) = put.manifest.chunks or ()
+    return chunk

@@ -141,7 +141,8 @@ class SystemDatabaseFile:
     def pin(self) -> sqlite3.Connection:
         connection = self.connect_reader()
         connection.execute("BEGIN")
-        connection.execute("SELECT 1 FROM meta").fetchone()
+        # A transaction sees the moment of its first read.
+        connection.execute("PRAGMA user_version").fetchone()
         return connection
 
 

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.identity import NodeId
+from protocol.identity import Member, NodeId
 from protocol.membership import (
     Effect,
     Event,
@@ -21,7 +21,7 @@ from protocol.membership import (
     StatusChanged,
     Tick,
 )
-from protocol.messages import INCARNATION_MAX, Ack, Member, Ping
+from protocol.messages import INCARNATION_MAX, Ack, Ping
 
 A, B, C = (Member(NodeId(name), f"{name}:1", 1) for name in "abc")
 INTERVAL_S, DOWN_AFTER_S = 1.0, 3.0

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.identity import Dot, NodeId, Origin
-from protocol.placement import PARTITIONS, Place, item_id, partition_of, rank_all, rank_places
+from protocol.ops import item_id
+from protocol.placement import PARTITIONS, Place, partition_of, rank_all, rank_places
 
 SOME_PARTITIONS = range(0, PARTITIONS, 41)
 NODE_IDS = st.integers(0, 99).map(lambda number: NodeId(f"node-{number}"))

@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from peer.gossip.peers import PeerState
 from peer.store.chunks import ChunkStore
+from peer.store.holding import Holding
 from sim.run import parse_seeds, run, run_seed
 
 
@@ -39,7 +39,7 @@ def test_storms_find_a_peer_that_serves_what_it_did_not_verify(monkeypatch: pyte
 
 
 def test_storms_find_a_peer_that_never_takes_a_hold_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PeerState, "condemn_chunk", lambda self, name, row: [])
+    monkeypatch.setattr(Holding, "condemn_chunk", lambda self, chunk_hash, row: [])
     assert any(run_seed(seed)[1] is not None for seed in range(1, 9))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, get, heal, in_world, missing_files, part, put, state
+from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put
 
 from peer.world.env import StartError
 from sim.world import World
@@ -88,11 +88,11 @@ def test_a_link_cut_in_one_direction_only_makes_both_ends_see_a_peer_that_is_dow
     async def scenario(world: World) -> None:
         world.network.cut("node-1", "node-2")
         await trio.sleep(10)
-        assert state(world, "node-1").membership.reachable() == []
-        assert state(world, "node-2").membership.reachable() == []
+        assert others(world, "node-1").membership.reachable() == []
+        assert others(world, "node-2").membership.reachable() == []
         heal(world)
         await trio.sleep(3)
-        assert state(world, "node-1").membership.reachable() == ["node-2"]
+        assert others(world, "node-1").membership.reachable() == ["node-2"]
 
     in_world(scenario, peers=2)
 
@@ -147,7 +147,7 @@ def test_what_goes_wrong_in_a_peer_comes_out_of_the_world() -> None:
         def fails(*_: object) -> None:
             raise ZeroDivisionError
 
-        state(world, "node-1").membership.handle = fails  # type: ignore[assignment, method-assign]
+        others(world, "node-1").membership.handle = fails  # type: ignore[assignment, method-assign]
         await trio.sleep(10)
 
     with pytest.raises(ExceptionGroup) as caught:

@@ -19,17 +19,17 @@ from worlds import (
     lose_disk,
     missing_files,
     orphans,
+    others,
     pending,
     put,
     really_holds,
     rows,
     services,
     spoil_files,
-    state,
     versions,
 )
 
-from peer.files.uploads import NewFile, UploadRefused
+from peer.files.intake import NewFile, UploadRefused
 from sim.world import World
 
 INLINE = 1024
@@ -205,7 +205,7 @@ def test_with_the_others_down_an_upload_succeeds_and_says_what_is_missing() -> N
 
 def test_a_peer_stands_in_for_a_target_that_is_down() -> None:
     async def scenario(world: World) -> None:
-        targets = list(state(world, "node-1").placement.targets_of("k", 3))
+        targets = list(others(world, "node-1").placement.targets_of("k", 3))
         spare = next(name for name in world.machines if name not in targets)
         via = targets[0]
         await world.crash(targets[1])

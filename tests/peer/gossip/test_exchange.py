@@ -10,16 +10,17 @@ from worlds import (
     everywhere,
     get,
     heal,
+    here,
     holders,
     in_world,
     lose_disk,
+    others,
     part,
     pending,
     put,
     really_holds,
     rows,
     services,
-    state,
     versions,
 )
 
@@ -37,7 +38,7 @@ async def delete(world: World, name: str, file_key: str) -> None:
 async def truncate(world: World, *names: str) -> None:
     """Have peers forget the logs of all they have applied."""
     for name in names:
-        peer = state(world, name)
+        peer = here(world, name)
         await peer.database.write(lambda peer=peer: peer.replica.truncate(peer.database.store.version_vector()))
 
 
@@ -120,7 +121,7 @@ def test_a_file_deleted_while_a_holder_is_down_stays_deleted_when_that_one_retur
         await world.start("node-1")
         await world.start("node-2")
         await world.wait_until(
-            lambda: all(len(state(world, name).membership.reachable()) == 2 for name in world.machines), 30
+            lambda: all(len(others(world, name).membership.reachable()) == 2 for name in world.machines), 30
         )
         await converged(world)
         assert await everywhere(world, "a") == [404] * 3
@@ -159,7 +160,7 @@ def test_a_lost_disk_takes_its_holds_back_and_then_everything_returns() -> None:
                         assert really_holds(world, "node-2", key)
                 await trio.sleep(0.001)
         await converged(world)
-        database = state(world, "node-1").database
+        database = here(world, "node-1").database
         heard = await database.write(lambda: list(database.store.log_after({})))
         drops = [op for op in heard if isinstance(op, Drop) and op.dot.origin.node_id == "node-2"]
         assert sum(len(op.supersedes) for op in drops) == len(contents)
@@ -191,7 +192,7 @@ def test_a_restored_older_disk_converges_and_brings_nothing_back() -> None:
         assert await everywhere(world, "overwritten") == [b"new" * 2000] * 3
         assert await everywhere(world, "later") == [b"later" * 1000] * 3
         assert await everywhere(world, "after") == [b"after" * 1000] * 3
-        assert services(world, "node-1").exchanger.whole_states.disagreements == 0
+        assert services(world, "node-1").whole_states.disagreements == 0
 
     in_world(scenario, **SMALL)
 
@@ -215,7 +216,7 @@ def test_all_disks_restored_to_different_days_still_converge() -> None:
         assert await everywhere(world, "k") == [b"2"] * 3
         assert await everywhere(world, "k2") == [b"2" * 3000] * 3
         assert await everywhere(world, "new") == [b"new"] * 3
-        assert all(services(world, name).exchanger.whole_states.disagreements == 0 for name in world.machines)
+        assert all(services(world, name).whole_states.disagreements == 0 for name in world.machines)
 
     in_world(scenario, **SMALL)
 
@@ -248,8 +249,8 @@ def test_a_peer_that_was_away_beyond_the_logs_takes_over_the_whole_state(seed: i
         assert await everywhere(world, "later") == [b"later" * 1000] * 3
         assert await everywhere(world, "aside") == [b"aside" * 1000] * 3
         assert [versions(world, name, "overwritten") for name in world.machines] == [2, 2, 2]
-        assert state(world, "node-3").database.store.floors() != {}
-        assert all(services(world, name).exchanger.whole_states.disagreements == 0 for name in world.machines)
+        assert here(world, "node-3").database.store.floors() != {}
+        assert all(services(world, name).whole_states.disagreements == 0 for name in world.machines)
         # Afterwards suffixes do again.
         await put(world, "node-3", "overwritten", b"last")
         await converged(world)
@@ -302,13 +303,13 @@ def test_rows_damaged_behind_the_rules_back_come_back_and_the_alarm_is_raised() 
             database.execute(query)
         await world.start("node-2")
         await converged(world)
-        disagreements = [services(world, name).exchanger.whole_states.disagreements for name in world.machines]
+        disagreements = [services(world, name).whole_states.disagreements for name in world.machines]
         assert any(disagreements)
         assert await everywhere(world, "a") == [b"a" * 3000] * 3
         assert await everywhere(world, "b") == [b"b" * 3000] * 3
         before = sum(disagreements)
         await trio.sleep(120)
-        after = sum(services(world, name).exchanger.whole_states.disagreements for name in world.machines)
+        after = sum(services(world, name).whole_states.disagreements for name in world.machines)
         assert after == before, "it is over"
 
     in_world(scenario, **SMALL)
@@ -382,7 +383,7 @@ def test_a_peer_that_stops_finishes_the_requests_that_run() -> None:
 def test_a_stopped_peer_says_so_before_it_is_gone() -> None:
     async def scenario(world: World) -> None:
         assert (await world.request("node-1", "GET", "/health/ready")).status_code == httpx.codes.OK
-        state(world, "node-1").draining = True
+        services(world, "node-1").draining.set()
         response = await world.request("node-1", "GET", "/health/ready")
         assert response.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert "draining" in response.json()["error"]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, in_world, pending, put, services, state
+from worlds import converged, in_world, others, pending, put, services
 
 from peer.config import Address, Config
 from peer.http.app import make_app
@@ -516,7 +516,7 @@ def test_peers_of_other_clusters_and_other_clients_are_kept_out(method: str, pat
 
 def test_what_peers_send_is_checked() -> None:
     async def scenario(world: World) -> None:
-        headers = {"x-minidfs-cluster": state(world, "node-1").cluster_id}
+        headers = {"x-minidfs-cluster": others(world, "node-1").cluster_id}
 
         async def peer_asks(method: str, path: str, content: bytes = b"") -> httpx.Response:
             return await ask(world, method, path, content=content, headers=headers)

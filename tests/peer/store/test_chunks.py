@@ -107,9 +107,8 @@ class Store:
     def collect(self) -> None:
         """What the collector does after a commit."""
         unused, self.database._unused_files = self.database._unused_files, []
-        self.chunks._note_unused(unused)
-        names, self.chunks._unused = self.chunks._unused, []
-        self.chunks.files.remove(names + self.chunks._take_unadopted())
+        self.database.on_unused_files(unused)
+        trio.run(self.chunks.collector.step)
 
     def refs(self) -> list[tuple[int, int]]:
         return self.query("SELECT size, refs FROM chunks ORDER BY size")

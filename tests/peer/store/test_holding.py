@@ -14,10 +14,12 @@ from worlds import (
     everywhere,
     get,
     heal,
+    here,
     holders,
     in_world,
     lose_disk,
     orphans,
+    others,
     part,
     pending,
     put,
@@ -25,15 +27,13 @@ from worlds import (
     rows,
     services,
     spoil_chunk,
-    state,
 )
 
-from peer.gossip.peers import PeerState
+from peer.store.holding import Holding
 from peer.store.rows import ChunkRow
 from peer.store.staging import STAGED_FOR_S
 from peer.world.env import StoreError
-from protocol.identity import NodeId
-from protocol.messages import Member
+from protocol.identity import Member, NodeId
 from protocol.ops import Chunk
 from sim.disk import EVENT_LOOP, Faults
 from sim.world import World
@@ -43,7 +43,7 @@ SIZES = pytest.mark.parametrize("size", [90, 900], ids=["in the database", "in f
 
 
 def chunks_of(world: World, name: str, file_key: str) -> tuple[Chunk, ...]:
-    shown = state(world, name).shown(file_key)
+    shown = here(world, name).shown(file_key)
     assert shown is not None
     return shown.manifest.chunks or ()
 
@@ -97,7 +97,7 @@ def test_the_only_copy_keeps_what_is_good_of_it() -> None:
         assert (rest.status_code, rest.content) == (206, content[2000:])
         middle = await world.request("node-1", "GET", "/files/k", headers={"range": "bytes=1500-1600"})
         assert middle.status_code == 503
-        chunks = state(world, "node-1").chunks
+        chunks = here(world, "node-1").chunks
         assert [chunks.row(chunk.hash) is not None for chunk in (first, second, third)] == [True, False, True]
         # The content sent again makes it whole, and a delete leaves nothing.
         await put(world, "node-1", "k", content)
@@ -144,13 +144,13 @@ def test_a_chunk_that_was_stored_anew_is_not_given_up_for_its_old_bytes(size: in
     async def scenario(world: World) -> None:
         content = world.chance.randbytes(size)
         await put(world, "node-1", "k", content)
-        here = state(world, "node-1")
+        node = here(world, "node-1")
         (chunk,) = chunks_of(world, "node-1", "k")
         spoil_chunk(world, "node-1", chunk.hash)
-        rotten = here.chunks.row(chunk.hash)
+        rotten = node.chunks.row(chunk.hash)
         assert rotten is not None
         await put(world, "node-1", "k", content)
-        await here.lose_chunk(chunk.hash, rotten)
+        await node.lose_chunk(chunk.hash, rotten)
         assert holders(world, "node-1", "k") == ["node-1"]
         assert await get(world, "node-1", "k") == content
 
@@ -162,16 +162,16 @@ def test_a_chunk_verified_before_it_was_replaced_does_not_count(size: int) -> No
     async def scenario(world: World) -> None:
         content = world.chance.randbytes(size)
         await put(world, "node-1", "k", content)
-        here = state(world, "node-1")
-        shown = here.shown("k")
+        node = here(world, "node-1")
+        shown = node.shown("k")
         assert shown is not None
-        verified = await here.verified_rows(shown.manifest.chunks or (), {})
+        verified = await node.verified_rows(shown.manifest.chunks or ())
         (chunk,) = shown.manifest.chunks or ()
         spoil_chunk(world, "node-1", chunk.hash)
-        spoiled = here.chunks.row(chunk.hash)
+        spoiled = node.chunks.row(chunk.hash)
         assert isinstance(spoiled, ChunkRow)
-        await here.lose_chunk(chunk.hash, spoiled)
-        assert await here.database.write(lambda: here.take_hold(shown.dot, {}, verified, recovered=False)) == []
+        await node.lose_chunk(chunk.hash, spoiled)
+        assert await node.database.write(lambda: node.take_hold(shown.dot, {}, verified, recovered=False)) == []
         assert holders(world, "node-1", "k") == []
 
     in_world(scenario, peers=1, copies=1, **SMALL)
@@ -208,23 +208,23 @@ def test_reads_beside_uploads_of_equal_content_all_succeed(size: int) -> None:
 def test_a_hold_is_declared_only_if_what_was_verified_is_still_there() -> None:
     async def scenario(world: World) -> None:
         await put(world, "node-1", "k", world.chance.randbytes(2500))
-        here = state(world, "node-1")
-        shown = here.shown("k")
+        node = here(world, "node-1")
+        shown = node.shown("k")
         assert shown is not None
         # A drop this peer is said to have written, as after a restored backup.
-        await here.database.write(lambda: here.replica.drop(here.replica.my_holds_of(shown.dot), here.wall_ms()))
-        verify, spoiled = here.chunks.verify, []
+        await node.database.write(lambda: node.replica.drop(node.replica.my_holds_of(shown.dot), node.wall_ms()))
+        verify, spoiled = node.chunks.verify, []
 
         async def verify_and_lose_the_first(name: bytes, row: ChunkRow) -> ChunkRow:
             verified = await verify(name, row)
             if len(spoiled) == 1:
                 spoil_chunk(world, "node-1", spoiled[0][0])
-                await here.lose_chunk(*spoiled[0])
+                await node.lose_chunk(*spoiled[0])
             spoiled.append((name, row))
             return verified
 
-        here.chunks.verify = verify_and_lose_the_first  # type: ignore[method-assign]
-        await services(world, "node-1").exchanger.whole_states.declare_backed()
+        node.chunks.verify = verify_and_lose_the_first  # type: ignore[method-assign]
+        await here(world, "node-1").declare_backed()
         assert len(spoiled) == 3
         assert holders(world, "node-1", "k") == []
 
@@ -303,7 +303,7 @@ def test_a_database_that_cannot_be_read_after_the_commit_does_not_fail_an_upload
             raise StoreError("the database cannot be read")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PeerState, "holders", fails)
+            patch.setattr(Holding, "holders", fails)
             receipt = await put(world, "node-1", "k", b"x" * 2500)
         assert receipt["durable_copies"] == ["node-1"]
         assert receipt["replication"]["failed"] == 2
@@ -469,7 +469,7 @@ def test_a_repair_that_cannot_look_up_what_became_of_its_file_tries_again() -> N
             raise StoreError("the database cannot be read")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PeerState, "put_row", fails)
+            patch.setattr(Holding, "put_at", fails)
             assert (await repair.heal(all_of_it=True)).failed == 1
         assert (await repair.heal(all_of_it=True)).failed == 1
 
@@ -479,7 +479,7 @@ def test_a_repair_that_cannot_look_up_what_became_of_its_file_tries_again() -> N
 def test_members_are_looked_at_on_the_event_loop_only() -> None:
     async def scenario(world: World) -> None:
         machine = world.machines["node-2"]
-        membership, env = state(world, "node-2").membership, machine.env
+        membership, env = others(world, "node-2").membership, machine.env
         assert env is not None
         known, threads = membership.members, set()
 

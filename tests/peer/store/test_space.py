@@ -7,7 +7,7 @@ import logging
 import httpx
 import pytest
 import trio
-from worlds import converged, get, in_world, orphans, put, state, versions
+from worlds import converged, get, here, in_world, orphans, put, versions
 
 from sim.disk import TOTAL_BYTES
 from sim.world import World
@@ -86,7 +86,7 @@ def test_a_peer_starts_on_a_full_disk_with_what_it_had_set_aside() -> None:
         await world.start("node-1")
         assert await get(world, "node-1", "k") == b"x" * 3000
         assert await status_of(world, "node-1", "DELETE", "/files/k") == 200
-        assert state(world, "node-1").space.reason is not None
+        assert here(world, "node-1").space.reason is not None
 
     in_world(scenario, peers=1, copies=1, **SMALL)
 

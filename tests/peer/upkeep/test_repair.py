@@ -9,10 +9,12 @@ from worlds import (
     converged,
     everywhere,
     get,
+    here,
     holders,
     in_world,
     missing_files,
     orphans,
+    others,
     part,
     pending,
     put,
@@ -20,11 +22,10 @@ from worlds import (
     rows,
     services,
     spoil_files,
-    state,
 )
 
-from peer.upkeep.repair import ItemStatus
 from protocol.identity import NodeId
+from protocol.messages import ItemStatus
 from sim.world import World
 
 SMALL = {"inline_bytes_max": 1024, "chunk_bytes_max": 4096}
@@ -61,7 +62,7 @@ def test_other_peers_never_get_rotten_bytes_from_a_holder() -> None:
         spoil_files(world, "node-1")
         spoil_files(world, "node-3")
         await world.start("node-3")
-        state(world, "node-1").chunks._verified.clear()
+        here(world, "node-1").chunks._verified.clear()
         assert await everywhere(world, "k") == [content] * 3
         await converged(world)
         assert await everywhere(world, "k") == [content] * 3
@@ -117,11 +118,11 @@ def test_a_repair_and_an_upload_that_bring_the_same_chunks_at_once_leave_them_wh
     """Chunks staged by the upload are adopted by whichever comes first, and not removed by the other."""
 
     async def scenario(world: World) -> None:
-        here, there = state(world, "node-1"), state(world, "node-2")
-        peer = here.membership.member(NodeId("node-2"))
+        one, other = services(world, "node-1"), services(world, "node-2")
+        peer = one.others.membership.member(NodeId("node-2"))
         assert peer is not None
         # It repairs when we say so.
-        services(world, "node-2").repair.kick = lambda: None  # type: ignore[method-assign]
+        other.repair.wake = lambda: None  # type: ignore[method-assign]
         for step in range(24):
             key = f"k{step}"
             part(world, ("node-1",), ("node-2",))
@@ -129,26 +130,26 @@ def test_a_repair_and_an_upload_that_bring_the_same_chunks_at_once_leave_them_wh
             assert receipt["durable_copies"] == ["node-1"]
             world.network.restore("node-1", "node-2")
             world.network.restore("node-2", "node-1")
-            found = here.shown(key)
+            found = one.here.shown(key)
             assert found is not None
             for chunk in found.manifest.chunks or ():
-                row = here.chunks.row(chunk.hash)
+                row = one.here.chunks.row(chunk.hash)
                 assert row is not None
-                content = await here.chunks.read_whole(chunk.hash, row)
+                content = await one.here.chunks.read_whole(chunk.hash, row)
 
                 async def pieces(content: bytes = content):
                     yield content
 
-                await here.client.push_chunk(peer, chunk.hash, chunk.size, pieces())
+                await one.others.client.push_chunk(peer, chunk.hash, chunk.size, pieces())
             await services(world, "node-2").exchanger.exchange(NodeId("node-1"))
             await trio.sleep(3)
-            assert there.holders(found.dot) == ["node-1"]
+            assert other.here.holders(found.dot) == ("node-1",)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(services(world, "node-1").exchanger.exchange, NodeId("node-2"), found.dot)
                 await trio.sleep(0.00025 * step)
                 nursery.start_soon(lambda: services(world, "node-2").repair.heal(all_of_it=True))
             assert missing_files(world, "node-2") == [], f"{0.25 * step} ms apart"
-            assert there.holders(found.dot) == ["node-1", "node-2"]
+            assert other.here.holders(found.dot) == ("node-1", "node-2")
         assert orphans(world, "node-2") == []
 
     in_world(
@@ -169,14 +170,14 @@ def test_a_repair_that_takes_longer_than_a_lease_keeps_the_chunks_it_has() -> No
         await trio.sleep(5)
         content = world.chance.randbytes(6 * 4096)
         await put(world, "node-1", "k", content)
-        downloads = services(world, "node-2").downloads
-        fetch = downloads.fetch
+        fetching = services(world, "node-2").fetching
+        fetch = fetching.fetch
 
         async def fetch_slowly(put, chunk):
             await trio.sleep(150)
             return await fetch(put, chunk)
 
-        downloads.fetch = fetch_slowly  # type: ignore[method-assign]
+        fetching.fetch = fetch_slowly  # type: ignore[method-assign]
         world.network.restore("node-1", "node-2")
         world.network.restore("node-2", "node-1")
         await converged(world, 2000)
@@ -193,8 +194,8 @@ def test_a_repair_broken_off_goes_on_with_the_chunks_it_has() -> None:
         await trio.sleep(5)
         content = world.chance.randbytes(6 * 4096)
         await put(world, "node-1", "k", content)
-        downloads = services(world, "node-2").downloads
-        fetch = downloads.fetch
+        fetching = services(world, "node-2").fetching
+        fetch = fetching.fetch
         fetched: list[bytes] = []
 
         async def fetch_three_at_most(put, chunk):
@@ -204,7 +205,7 @@ def test_a_repair_broken_off_goes_on_with_the_chunks_it_has() -> None:
             fetched.append(chunk.hash)
             return body
 
-        downloads.fetch = fetch_three_at_most  # type: ignore[method-assign]
+        fetching.fetch = fetch_three_at_most  # type: ignore[method-assign]
         world.network.restore("node-1", "node-2")
         world.network.restore("node-2", "node-1")
         await world.wait_until(lambda: bool(services(world, "node-2").repair.attempts), 60)
@@ -215,14 +216,14 @@ def test_a_repair_broken_off_goes_on_with_the_chunks_it_has() -> None:
             ("k", "node-2", 1)
         ]
         assert queue[0]["error_message"]
-        downloads.fetch = fetch  # type: ignore[method-assign]
+        fetching.fetch = fetch  # type: ignore[method-assign]
         fetched_again: list[bytes] = []
 
         async def count(put, chunk):
             fetched_again.append(chunk.hash)
             return await fetch(put, chunk)
 
-        downloads.fetch = count  # type: ignore[method-assign]
+        fetching.fetch = count  # type: ignore[method-assign]
         world.network.restore("node-2", "node-1")
         await converged(world)
         assert len(fetched_again) == 3
@@ -282,7 +283,7 @@ def test_recover_makes_a_peer_fetch_all_it_lacks_now() -> None:
         assert {**down.json(), "error": "", "detail": ""}.items() >= {"total": 1, "success": 0, "failed": 1}.items()
         assert [item["file_key"] for item in down.json()["pending_items"]] == ["k"]
         await world.start("node-2")
-        await world.wait_until(lambda: len(state(world, "node-3").membership.reachable()) == 2, 10)
+        await world.wait_until(lambda: len(others(world, "node-3").membership.reachable()) == 2, 10)
         answer = (await recover("node-3", "node-2")).json()
         assert answer["failed"] == 0
         assert really_holds(world, "node-2", "k")

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import pytest
 import trio
-from worlds import few_partitions, in_world, pending, put, rows, state
+from worlds import few_partitions, in_world, others, pending, put, rows, services
 
-from peer.store.members import load_members, load_ranks, update_placement
+from peer.gossip.placement import requeue
+from peer.store.members import load_members, load_ranks
 from peer.world.env import NoSpace
-from protocol.identity import NodeId
-from protocol.messages import Member
+from protocol.identity import Member, NodeId
 from protocol.placement import Place, rank_all
 from sim.world import World
 
 
 def test_members_and_ranks_are_there_again_after_a_restart() -> None:
     async def scenario(world: World) -> None:
-        members, ranks = state(world, "node-1").membership.members(), list(state(world, "node-1").placement.queued)
+        members, ranks = others(world, "node-1").membership.members(), list(others(world, "node-1").placement.queued)
         await world.crash("node-1")
         await world.crash("node-2")
         await world.start("node-1")
-        peer = state(world, "node-1")
-        known = {member.node_id: member.address for member in peer.membership.members()}
+        peer = services(world, "node-1")
+        known = {member.node_id: member.address for member in peer.others.membership.members()}
         assert known == {member.node_id: member.address for member in members}
-        assert peer.placement.queued == ranks
-        assert peer.database.look_up(load_ranks) == ranks
-        lives = {member.node_id: member.incarnation for member in peer.database.look_up(load_members)}
+        assert peer.others.placement.queued == ranks
+        assert peer.here.database.look_up(load_ranks) == ranks
+        lives = {member.node_id: member.incarnation for member in peer.here.database.look_up(load_members)}
         assert lives["node-1"] > 1
 
     in_world(scenario, peers=2)
@@ -35,17 +35,16 @@ def test_a_new_member_queues_exactly_the_files_it_should_have() -> None:
     async def scenario(world: World) -> None:
         for name in ("node-1", "node-2"):
             await world.start(name)
-        await world.wait_until(lambda: len(state(world, "node-1").membership.reachable()) == 1, 10)
+        await world.wait_until(lambda: len(others(world, "node-1").membership.reachable()) == 1, 10)
         for number in range(40):
             await put(world, "node-1", f"k{number}", b"x")
         assert pending(world, "node-1") == []
-        peer = state(world, "node-1")
+        peer = services(world, "node-1")
         newcomer = Member(NodeId("node-3"), "127.0.0.1:1", 1)
-        members = (*peer.membership.members(), newcomer)
-        await update_placement(peer.env, peer.database, peer.placement, members)
-        expected = [
-            f"k{number}" for number in range(40) if newcomer.node_id in peer.placement.targets_of(f"k{number}", 2)
-        ]
+        members = (*peer.others.membership.members(), newcomer)
+        await requeue(peer.env, peer.here.database, peer.others.placement, members)
+        targets_of = peer.others.placement.targets_of
+        expected = [f"k{number}" for number in range(40) if newcomer.node_id in targets_of(f"k{number}", 2)]
         assert 10 < len(expected) < 40
         assert pending(world, "node-1") == [(key, "node-3") for key in sorted(expected)]
 
@@ -57,10 +56,10 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
 
     async def scenario(world: World) -> None:
         await put(world, "node-1", "k", b"x")
-        peer = state(world, "node-1")
-        members = (*peer.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1))
-        before = list(peer.placement.queued)
-        write = peer.database.write
+        peer = services(world, "node-1")
+        members = (*peer.others.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1))
+        before = list(peer.others.placement.queued)
+        write = peer.here.database.write
 
         async def fails_behind_the_step(step):
             def full() -> None:
@@ -69,13 +68,13 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
 
             return await write(full)
 
-        peer.database.write = fails_behind_the_step  # type: ignore[method-assign]
+        peer.here.database.write = fails_behind_the_step  # type: ignore[method-assign]
         with pytest.raises(NoSpace):
-            await update_placement(peer.env, peer.database, peer.placement, members)
-        assert peer.placement.queued == before
-        peer.database.write = write  # type: ignore[method-assign]
-        await update_placement(peer.env, peer.database, peer.placement, members)
-        assert peer.placement.queued == rank_all([Place(member.node_id) for member in members])
+            await requeue(peer.env, peer.here.database, peer.others.placement, members)
+        assert peer.others.placement.queued == before
+        peer.here.database.write = write  # type: ignore[method-assign]
+        await requeue(peer.env, peer.here.database, peer.others.placement, members)
+        assert peer.others.placement.queued == rank_all([Place(member.node_id) for member in members])
         assert pending(world, "node-1") == [("k", "node-2")]
         assert rows(world, "node-1", "SELECT count(*) FROM placement") == [(2 * len(before),)]
 
@@ -104,9 +103,9 @@ def leaves(group: BaseException) -> list[BaseException]:
 
 def test_an_upload_counts_on_a_new_member_before_the_queue_has_caught_up_with_it() -> None:
     async def scenario(world: World) -> None:
-        peer = state(world, "node-1")
-        peer.placement.follow((*peer.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1)))
-        assert sorted(peer.placement.targets_of("k", 2)) == ["node-1", "node-2"]
+        peer = services(world, "node-1")
+        peer.others.placement.follow((*peer.others.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1)))
+        assert sorted(peer.others.placement.targets_of("k", 2)) == ["node-1", "node-2"]
         await put(world, "node-1", "k", b"x")
         assert pending(world, "node-1") == [("k", "node-2")]
 

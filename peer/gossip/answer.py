@@ -1,0 +1,176 @@
+"""Log exchange with other peers, the answering end: apply what came, hold what is asked for, tell what is lacking.
+
+One transaction does all of it, so the suffix in the answer brings the new holds along: it is the receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from blake3 import blake3
+
+from peer.config import Config
+from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger, Learn
+from peer.gossip.peers import Peers
+from peer.gossip.whole_state import Reason, WholeStates
+from peer.store.chunk_files import FreshChunk
+from peer.store.holding import Holding
+from peer.store.rows import ChunkRow
+from peer.world.env import Env, StoreError, Work
+from protocol.codec import decode_op
+from protocol.errors import MalformedMessage
+from protocol.identity import Member
+from protocol.messages import ExchangeReply, ExchangeRequest
+from protocol.ops import Chunk, Op, Put
+
+DECODE_INLINE_BYTES_MAX = 64 * 1024
+"""More ops than this are decoded off the event loop."""
+
+
+@dataclass(slots=True)
+class _Answered:
+    """What a request's transaction came to."""
+
+    reply: ExchangeReply
+    adopted: list[FreshChunk]
+    applied: int
+    declare: bool
+    disagrees: bool
+
+
+class Answering:
+    """Answers the exchanges other peers ask for."""
+
+    def __init__(
+        self,
+        env: Env,
+        config: Config,
+        here: Holding,
+        others: Peers,
+        exchanger: Exchanger,
+        whole_states: WholeStates,
+        learn: Learn,
+    ) -> None:
+        self._env = env
+        self._config = config
+        self._here = here
+        self._others = others
+        self._exchanger = exchanger
+        self._whole_states = whole_states
+        self._learn = learn
+
+    async def answer(self, request: ExchangeRequest) -> ExchangeReply:
+        """Apply what a peer sent, hold what it asks for, and tell it what it lacks.
+
+        Raises MalformedMessage when an op is none, and StoreError.
+        """
+        here = self._here
+        self._learn((request.sender, *request.members))
+        if here.space.reason is not None:
+            # What others did is heard; their content has to wait.
+            request = replace(request, hold=(), chunks=())
+        ops = await self._decode(request.ops)
+        inline = self._inline_content(request)
+        wanted = self._wanted_content(request, ops)
+        staging = here.chunks.staging
+        known = [chunk for chunk in wanted if chunk.hash not in inline and not staging.has(chunk.hash)]
+        rows = await here.verified_rows(known)
+        # From here to the commit they are ours alone.
+        claimed = [staged for chunk in wanted if (staged := staging.claim(chunk.hash)) is not None]
+        fresh = {chunk.hash: chunk for chunk in claimed} | inline
+        adopted: list[FreshChunk] = []
+        # Looked at here and not in the step, which runs on another thread.
+        members = self._others.membership.members()
+        try:
+            step = partial(self._apply, request, ops, fresh, rows, members)
+            answered = await here.database.write(step, grows=bool(fresh))
+            adopted = answered.adopted
+        finally:
+            self._stage_again(claimed, adopted)
+        self._follow_up(request, answered)
+        return answered.reply
+
+    def _follow_up(self, request: ExchangeRequest, answered: _Answered) -> None:
+        """What is due after the commit, and need not be waited for."""
+        if answered.applied or answered.adopted:
+            self._here.news.tell()
+        self._exchanger.link(request.sender.node_id).known_vv = request.vv
+        if request.behind or answered.disagrees:
+            reason = Reason.BEHIND if request.behind else Reason.DISAGREEMENT
+            self._whole_states.fetch_soon(request.sender.node_id, reason)
+        if answered.declare:
+            self._whole_states.declare_soon()
+
+    async def _decode(self, raws: Sequence[bytes]) -> list[Op]:
+        if sum(map(len, raws)) <= DECODE_INLINE_BYTES_MAX:
+            return [decode_op(raw) for raw in raws]
+        return await self._env.run_blocking(Work.HASH, lambda: [decode_op(raw) for raw in raws])
+
+    def _inline_content(self, request: ExchangeRequest) -> dict[bytes, FreshChunk]:
+        """The chunks in the message. Raises MalformedMessage."""
+        contents: dict[bytes, FreshChunk] = {}
+        for content in request.chunks if request.hold else ():
+            if len(content) > self._config.inline_bytes_max:
+                raise MalformedMessage(f"a chunk of {len(content)} bytes inside a message")
+            chunk_hash = blake3(content).digest()
+            contents[chunk_hash] = FreshChunk(chunk_hash, len(content), None, content)
+        return contents
+
+    def _wanted_content(self, request: ExchangeRequest, ops: Sequence[Op]) -> list[Chunk]:
+        """The chunks of the files a peer asks us to hold."""
+        sent = {op.dot: op for op in ops if isinstance(op, Put)}
+        chunks = (chunk for dot in request.hold for chunk in _chunks_of(sent.get(dot) or self._here.put_at(dot)))
+        return list(dict.fromkeys(chunks))
+
+    def _stage_again(self, claimed: Sequence[FreshChunk], adopted: Sequence[FreshChunk]) -> None:
+        """What was claimed and not adopted may still be of use, unless this peer has the chunk by now."""
+        kept = {id(chunk) for chunk in adopted}
+        chunks = self._here.chunks
+        for chunk in claimed:
+            if id(chunk) in kept:
+                continue
+            if self._is_here(chunk.hash):
+                chunks.discard([chunk])
+            else:
+                chunks.staging.stage(chunk)
+
+    def _is_here(self, chunk_hash: bytes) -> bool:
+        try:
+            return self._here.chunks.row(chunk_hash) is not None
+        except StoreError:
+            # Nobody knows; what is staged lapses.
+            return False
+
+    def _apply(
+        self,
+        request: ExchangeRequest,
+        ops: Sequence[Op],
+        fresh: dict[bytes, FreshChunk],
+        rows: dict[bytes, ChunkRow],
+        members: tuple[Member, ...],
+    ) -> _Answered:
+        """The transaction of an answer; its suffix brings the new holds along."""
+        here, store = self._here, self._here.database.store
+        heard = here.hear(request.vv, ops)
+        adopted = [chunk for dot in request.hold for chunk in here.take_hold(dot, fresh, rows, recovered=False)]
+        for dot in request.hold:
+            # Who asks takes our hold in the catalog for our word that we have it now.
+            if not store.is_held(dot):
+                here.take_back(dot)
+        suffix = here.replica.suffix(request.vv, OPS_BYTES_MAX)
+        reply = ExchangeReply(
+            members=members,
+            vv=store.version_vector(),
+            state_sum=store.state_sum(),
+            ops=suffix.ops if suffix else (),
+            more=suffix.more if suffix else False,
+            behind=suffix is None,
+        )
+        disagrees = here.replica.disagrees(request.vv, request.state_sum)
+        return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees)
+
+
+def _chunks_of(put: Put | None) -> Sequence[Chunk]:
+    return () if put is None else put.manifest.chunks or ()

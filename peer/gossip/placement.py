@@ -1,0 +1,67 @@
+"""Which peers should hold which files, as members come and go, and the queue of missing copies that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from peer.store.database import Database
+from peer.store.members import rerank
+from peer.world.env import Env, Work
+from protocol.identity import Member, NodeId
+from protocol.placement import PARTITIONS, Place, partition_of, rank_all, rank_places
+
+PARTITIONS_A_STEP = 256
+"""Re-ranked in one transaction, so that uploads get a turn in between."""
+
+
+class _Ranking:
+    """The ranks that follow from some places, found out as they are asked for."""
+
+    def __init__(self, places: tuple[Place, ...]) -> None:
+        self.places = places
+        self._ranks: dict[int, list[NodeId]] = {}
+
+    def of(self, partition: int) -> list[NodeId]:
+        found = self._ranks.get(partition)
+        if found is None:
+            found = self._ranks[partition] = rank_places(partition, self.places)
+        return found
+
+
+class Placement:
+    """Which peers should hold which files: in memory at once when members change, in the queue a little later."""
+
+    def __init__(self) -> None:
+        self._ranking = _Ranking(())
+        self.queued: list[list[NodeId]] = [[] for _ in range(PARTITIONS)]
+        """The ranks by which the queue of missing copies was last made, as the database has them."""
+
+    def follow(self, members: Iterable[Member]) -> tuple[Place, ...]:
+        """From now on these are the members; returns their places."""
+        self._ranking = _Ranking(tuple(Place(member.node_id, member.zone) for member in members))
+        return self._ranking.places
+
+    def targets(self, partition: int, copies: int) -> Sequence[NodeId]:
+        """The peers that should hold a partition's files (from any thread)."""
+        return self._ranking.of(partition)[:copies]
+
+    def targets_of(self, file_key: str, copies: int) -> Sequence[NodeId]:
+        """The peers that should hold a file."""
+        return self.targets(partition_of(file_key), copies)
+
+
+async def requeue(env: Env, database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
+    """Bring placement, and the queue of missing copies, in line with the members.
+
+    Raises StoreError; then the rest of the queue follows at the next change, or start.
+    """
+    places = placement.follow(members)
+    # Off the event loop: with fifty members it takes about a second.
+    ranks = await env.run_blocking(Work.HASH, rank_all, places)
+    changed = [partition for partition in range(PARTITIONS) if placement.queued[partition] != ranks[partition]]
+    for start in range(0, len(changed), PARTITIONS_A_STEP):
+        some = {partition: ranks[partition] for partition in changed[start : start + PARTITIONS_A_STEP]}
+        await database.write(partial(rerank, database.store, some))
+        for partition, ranked in some.items():
+            placement.queued[partition] = ranked

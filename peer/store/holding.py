@@ -1,0 +1,208 @@
+"""What this peer holds: the steps in which the content on its disk and its log change together.
+
+A hold is declared only in the transaction that finds every chunk of its file there, and is taken back in the one that
+finds a chunk gone. What the catalog says of others is looked up here too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from blake3 import blake3
+
+from peer.store import lookups
+from peer.store.chunk_files import FreshChunk
+from peer.store.chunks import ChunkStore, adopt
+from peer.store.database import Database
+from peer.store.rows import ChunkRow
+from peer.store.space import Space
+from peer.tasks import News
+from peer.world.env import ChunkCorrupt, ChunkMissing, Clock
+from protocol.identity import Dot, NodeId, VersionVector
+from protocol.ops import Chunk, Op, Put
+from protocol.replica import Heard, Replica
+
+T = TypeVar("T")
+
+log = logging.getLogger("minidfs.holding")
+
+LOOKS_MAX = 8
+"""At a chunk that is replaced again and again while it is being read."""
+
+
+class Holding:
+    """One peer's log, catalog and content, as one thing. A *step* runs inside a transaction, see `Database.write`."""
+
+    def __init__(
+        self, me: NodeId, clock: Clock, database: Database, replica: Replica, chunks: ChunkStore, space: Space
+    ) -> None:
+        self.me = me
+        self._clock = clock
+        self.database = database
+        self.replica = replica
+        self.chunks = chunks
+        self.space = space
+        self.news = News()
+        """Told when the catalog has changed."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970 by this peer's clock."""
+        return self._clock.wall_ms()
+
+    # --- looking up, as last committed (each raises StoreError) ---
+
+    def put_at(self, dot: Dot) -> Put | None:
+        """The live put of a dot."""
+        found = self.database.look_up(lambda connection: lookups.find_put(connection, dot))
+        return found[1] if found else None
+
+    def shown(self, file_key: str) -> Put | None:
+        """The version of a file that is listed and served."""
+        return self.database.look_up(lambda connection: lookups.find_shown(connection, file_key))
+
+    def holders(self, put: Dot) -> tuple[NodeId, ...]:
+        """The peers that hold a put, by node id."""
+        return self.database.look_up(lambda connection: lookups.holders_of(connection, put))
+
+    # --- reading content ---
+
+    async def read_chunk(self, chunk_hash: bytes, read: Callable[[bytes, ChunkRow], Awaitable[T]]) -> T | None:
+        """What `read` makes of a chunk that is here; None when it is not, or no longer good, which is then seen to.
+
+        A chunk that was replaced by equal bytes between looking it up and reading it is looked up again. Raises
+        StoreError when the disk fails.
+        """
+        for _ in range(LOOKS_MAX):
+            row = self.chunks.row(chunk_hash)
+            if row is None:
+                return None
+            try:
+                return await read(chunk_hash, row)
+            except (ChunkMissing, ChunkCorrupt) as error:
+                if self.chunks.row(chunk_hash) == row:
+                    log.error("%s", error)
+                    await self.lose_chunk(chunk_hash, row)
+        return None
+
+    async def verified_rows(self, chunks: Iterable[Chunk]) -> dict[bytes, ChunkRow]:
+        """Of a file's chunks those this peer has, read and verified now. Raises StoreError."""
+        rows: dict[bytes, ChunkRow] = {}
+        for chunk in chunks:
+            if chunk.hash not in rows:
+                row = await self.read_chunk(chunk.hash, self.chunks.verify)
+                if row is not None:
+                    rows[chunk.hash] = row
+        return rows
+
+    # --- steps ---
+
+    def hear(self, their_vv: VersionVector, ops: Sequence[Op]) -> Heard:
+        """A step: apply a peer's ops; a hold of ours that this disk does not back is taken back at once."""
+        heard = self.replica.hear(their_vv, ops, self.wall_ms())
+        unbacked = [hold for hold in heard.my_holds if not self.database.store.is_held(hold.put)]
+        self.replica.drop(unbacked, self.wall_ms())
+        return heard
+
+    def take_hold(
+        self, put: Dot, fresh: Mapping[bytes, FreshChunk], rows: Mapping[bytes, ChunkRow], *, recovered: bool
+    ) -> list[FreshChunk]:
+        """A step: declare a put held if all its chunks are there, fresh or verified; returns what was adopted.
+
+        Nothing happens when the put is no longer live, or lacks a chunk.
+        """
+        store = self.database.store
+        found = store.put_row(put)
+        if found is None or found[1].manifest.chunks is None:
+            return []
+        row_id, live = found
+        chunks = live.manifest.chunks or ()
+        is_whole = all(chunk.hash in fresh or self.is_still(chunk.hash, rows.get(chunk.hash)) for chunk in chunks)
+        if not is_whole and not store.is_held(put):
+            return []
+        # Of a put held already too: bytes that just came take the place of some that may have rotted.
+        hashes = dict.fromkeys(chunk.hash for chunk in chunks)
+        adopted = [fresh[chunk_hash] for chunk_hash in hashes if chunk_hash in fresh]
+        adopt(store, adopted)
+        store.mark_held(row_id, chunks)
+        self.replica.hold(put, self.wall_ms(), recovered=recovered)
+        return adopted
+
+    def is_still(self, chunk_hash: bytes, verified: ChunkRow | None) -> bool:
+        """A step's part: whether a chunk that was verified a moment ago is there yet."""
+        return verified is not None and self.database.store.chunk_row(chunk_hash) == verified
+
+    def take_back(self, put: Dot) -> None:
+        """A step: this disk has not all of a put; its hold ends, and what there is of it is kept."""
+        store = self.database.store
+        found = store.put_row(put)
+        if found is not None:
+            store.unmark_held(found[0])
+        self.replica.drop(self.replica.my_holds_of(put), self.wall_ms())
+
+    def condemn_chunk(self, chunk_hash: bytes, row: ChunkRow) -> list[str]:
+        """A step: see `lose_chunk`; returns the keys of the files that are no longer held."""
+        store = self.database.store
+        is_good = row.content is not None and blake3(row.content).digest() == chunk_hash
+        if is_good or store.chunk_row(chunk_hash) != row:
+            return []
+        broken = store.condemn(chunk_hash)
+        for put in broken:
+            self.replica.drop(self.replica.my_holds_of(put.dot), self.wall_ms())
+        return [put.manifest.file_key for put in broken]
+
+    # --- what turned out to be gone, or to be here ---
+
+    async def lose_chunk(self, chunk_hash: bytes, row: ChunkRow) -> None:
+        """A chunk turned out missing or corrupt: the files it is part of are no longer held, so that it is fetched.
+
+        `row` says which bytes it was: if others have taken their place by now, nothing happens. Raises StoreError.
+        """
+        keys = await self.database.write(lambda: self.condemn_chunk(chunk_hash, row))
+        if keys:
+            log.error("chunk %s is no longer good; %d files with it are no longer held", chunk_hash.hex(), len(keys))
+            self.news.tell()
+
+    async def doubt_hold(self, put: Dot) -> None:
+        """A chunk of a put is not here: if this peer says all the same that it has the put, it takes that back.
+
+        Raises StoreError.
+        """
+        if self.me not in self.holders(put):
+            return
+
+        def step() -> bool:
+            found = self.database.store.put_row(put)
+            chunks = (found[1].manifest.chunks or ()) if found else ()
+            if all(self.database.store.chunk_row(chunk.hash) is not None for chunk in chunks):
+                return False
+            self.take_back(put)
+            return True
+
+        if await self.database.write(step):
+            log.error("%s was said to be held here and is not whole; it will be fetched", put)
+            self.news.tell()
+
+    async def declare_backed(self) -> None:
+        """Verify content this disk has and no hold says so, then declare it held, or let it go. Raises StoreError."""
+        found = await self.database.read(lambda connection: lookups.undeclared(connection, self.me))
+        for put in found:
+            await self.hold_verified(put, found_undeclared=True)
+        if found:
+            self.news.tell()
+
+    async def hold_verified(self, put: Put, *, found_undeclared: bool = False) -> None:
+        """Verify what is here of a put and, if that is all of it, declare it held. Raises StoreError.
+
+        One that was `found_undeclared` and is not whole is not held any more.
+        """
+        chunks = put.manifest.chunks or ()
+        rows = await self.verified_rows(chunks)
+
+        def step() -> None:
+            if found_undeclared and not all(self.is_still(chunk.hash, rows.get(chunk.hash)) for chunk in chunks):
+                self.take_back(put.dot)
+            self.take_hold(put.dot, {}, rows, recovered=False)
+
+        await self.database.write(step)

@@ -1,0 +1,182 @@
+"""Reading queries about files, their holders and missing copies. Each gives plain values, on any connection."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from peer.store.rows import select_puts, version_vector_of
+from protocol.identity import Dot, NodeId, VersionVector
+from protocol.messages import ItemStatus
+from protocol.ops import Put
+
+
+class PageEnd(NamedTuple):
+    """The last file of a page: the next one begins behind it, whatever has come and gone in between."""
+
+    uploaded_at_ms: int
+    file_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilesPage:
+    """Some files, newest first, with their holders; how many there are in all; where it ends if there are more."""
+
+    files: tuple[tuple[Put, tuple[NodeId, ...]], ...]
+    total: int
+    end: PageEnd | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueItem:
+    """An item of the replication queue, as the catalog has it; times in milliseconds since 1970."""
+
+    item_id: int
+    file_key: str
+    target: NodeId
+    source: NodeId | None
+    status: ItemStatus
+    created_at_ms: int
+    last_attempt_ms: int | None
+    retry_count: int = 0
+    error: str | None = None
+
+
+# --- puts and their holders ---
+
+
+def find_put(connection: sqlite3.Connection, dot: Dot) -> tuple[int, Put] | None:
+    """Row id and put of a live dot."""
+    condition = "WHERE puts.seq = ? AND origins.epoch = ? AND nodes.node_id = ?"
+    return next(select_puts(connection, condition, dot.seq, dot.origin.epoch, dot.origin.node_id), None)
+
+
+def find_shown(connection: sqlite3.Connection, file_key: str) -> Put | None:
+    """The version of a file that is listed and served."""
+    found = next(select_puts(connection, "WHERE puts.file_key = ? AND puts.shown", file_key), None)
+    return found[1] if found else None
+
+
+def holders_of(connection: sqlite3.Connection, put: Dot) -> tuple[NodeId, ...]:
+    """The peers that hold a put, by node id."""
+    rows = connection.execute(
+        "SELECT DISTINCT holder.node_id FROM puts"
+        " JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node"
+        " JOIN holds ON holds.put = puts.id"
+        " JOIN origins ho ON ho.id = holds.origin JOIN nodes holder ON holder.id = ho.node"
+        " WHERE puts.seq = ? AND origins.epoch = ? AND nodes.node_id = ? ORDER BY holder.node_id",
+        (put.seq, put.origin.epoch, put.origin.node_id),
+    )
+    return tuple(NodeId(node_id) for (node_id,) in rows)
+
+
+def _holders_of_row(connection: sqlite3.Connection, put_row: int) -> tuple[NodeId, ...]:
+    rows = connection.execute(
+        "SELECT DISTINCT nodes.node_id FROM holds JOIN origins ON origins.id = holds.origin"
+        " JOIN nodes ON nodes.id = origins.node WHERE holds.put = ? ORDER BY nodes.node_id",
+        (put_row,),
+    )
+    return tuple(NodeId(node_id) for (node_id,) in rows)
+
+
+def undeclared(connection: sqlite3.Connection, me: NodeId) -> list[Put]:
+    """The puts whose content this disk has while no live hold of `me` says so."""
+    condition = (
+        "WHERE puts.held AND NOT EXISTS (SELECT 1 FROM holds JOIN origins ho ON ho.id = holds.origin"
+        " JOIN nodes hn ON hn.id = ho.node WHERE holds.put = puts.id AND hn.node_id = ?) ORDER BY puts.id"
+    )
+    return [put for _, put in select_puts(connection, condition, me)]
+
+
+# --- lists ---
+
+
+def files_page(connection: sqlite3.Connection, limit: int, after: PageEnd | None, name_prefix: str) -> FilesPage:
+    """The shown files whose names begin so, newest first, from behind `after`."""
+    condition, values = "puts.shown", []
+    if after is not None:
+        condition += " AND (puts.uploaded_at_ms, puts.file_key) < (?, ?)"
+        values += [after.uploaded_at_ms, after.file_key]
+    name_condition, name_values = _has_prefix(name_prefix)
+    found = list(
+        select_puts(
+            connection,
+            f"WHERE {condition}{name_condition} ORDER BY puts.uploaded_at_ms DESC, puts.file_key DESC LIMIT ?",
+            *values,
+            *name_values,
+            limit + 1,
+        )
+    )
+    page = found[:limit]
+    (total,) = connection.execute(f"SELECT count(*) FROM puts WHERE shown{name_condition}", name_values).fetchone()
+    files = tuple((put, _holders_of_row(connection, row_id)) for row_id, put in page)
+    last = page[-1][1].manifest if len(found) > limit else None
+    return FilesPage(files, total, PageEnd(last.uploaded_at_ms, last.file_key) if last else None)
+
+
+def _has_prefix(prefix: str) -> tuple[str, list[str]]:
+    """An SQL condition for names that begin so; a range, which an index answers."""
+    if not prefix:
+        return "", []
+    return " AND puts.filename >= ? AND puts.filename < ?", [prefix, prefix + "\U0010ffff"]
+
+
+def queue_items(
+    connection: sqlite3.Connection, limit: int, node_id: NodeId | None, status: ItemStatus | None
+) -> list[QueueItem]:
+    """The replication queue, missing copies first, of the oldest files first; of one target or status if given."""
+    rows = connection.execute(
+        "SELECT queue.id, puts.file_key, target.node_id, queue.status, puts.uploaded_at_ms, queue.completed_at_ms,"
+        " queue.put FROM queue JOIN puts ON puts.id = queue.put JOIN nodes target ON target.id = queue.target"
+        " WHERE (?1 IS NULL OR target.node_id = ?1) AND (?2 IS NULL OR queue.status = ?2)"
+        " ORDER BY queue.status DESC, puts.uploaded_at_ms, queue.id LIMIT ?3",
+        (node_id, status.value if status else None, limit),
+    ).fetchall()
+    return [_queue_item(connection, *row) for row in rows]
+
+
+def _queue_item(
+    connection: sqlite3.Connection,
+    item_id: int,
+    file_key: str,
+    target: NodeId,
+    status: str,
+    uploaded_at_ms: int,
+    completed_at_ms: int | None,
+    put_row: int,
+) -> QueueItem:
+    sources = [holder for holder in _holders_of_row(connection, put_row) if holder != target]
+    return QueueItem(
+        item_id, file_key, target, sources[0] if sources else None, ItemStatus(status), uploaded_at_ms, completed_at_ms
+    )
+
+
+# --- what is missing ---
+
+
+def lacks_something(connection: sqlite3.Connection, me: NodeId) -> bool:
+    """Whether a peer is a target of a put it does not hold."""
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM queue JOIN nodes ON nodes.id = queue.target"
+        " WHERE nodes.node_id = ? AND queue.status = 'PENDING')"
+    )
+    return bool(connection.execute(query, (me,)).fetchone()[0])
+
+
+def deficits(connection: sqlite3.Connection, me: NodeId, live: Sequence[NodeId]) -> list[Put]:
+    """What a peer lacks, the files with the fewest copies on the `live` peers first."""
+    condition = (
+        "JOIN queue ON queue.put = puts.id JOIN nodes target ON target.id = queue.target"
+        " WHERE target.node_id = ? AND queue.status = 'PENDING' ORDER BY"
+        " (SELECT count(*) FROM holds JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node"
+        f" WHERE holds.put = puts.id AND hn.node_id IN ({', '.join('?' * len(live))})), puts.id"
+    )
+    return [put for _, put in select_puts(connection, condition, me, *live)]
+
+
+def vv_and_sum(connection: sqlite3.Connection) -> tuple[VersionVector, int]:
+    """Version vector and sum of the live state, as a connection sees them."""
+    found = connection.execute("SELECT value FROM meta WHERE key = 'state_sum'").fetchone()
+    return version_vector_of(connection), int(found[0], 16) if found else 0
