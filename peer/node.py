@@ -184,7 +184,7 @@ class Node:
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
         """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""
         store = database.store
-        store.clear_stage()
+        store.clear_incoming()
         set_meta_value(store.connection, "cluster_id", cluster_id)
         members = load_members(store.connection)
         lives = [member.incarnation for member in members if member.node_id == self.config.node_id]

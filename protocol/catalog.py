@@ -84,7 +84,7 @@ def end_if_live(store: Store, op: LiveOp | None) -> None:
         end(store, op)
 
 
-def merge_staged(store: Store, their_vv: VersionVector) -> None:
+def merge_incoming(store: Store, their_vv: VersionVector) -> None:
     """Become one with the whole state of another peer, which lies staged, as of its version vector.
 
     A dot lives if it is live on both, or live on one and not covered by the other. Floors rise to what was taken over,
@@ -93,10 +93,10 @@ def merge_staged(store: Store, their_vv: VersionVector) -> None:
     """
     mine = store.version_vector()
     for op in store.live():
-        if covers(their_vv, op.dot) and not store.is_staged(op.dot):
+        if covers(their_vv, op.dot) and not store.is_incoming(op.dot):
             # Its holds may have gone with a put a moment ago.
             end_if_live(store, _live(store, op))
-    for op in store.staged():
+    for op in store.incoming():
         if not covers(mine, op.dot) and _may_live(store, op):
             make_live(store, op)
     floors = store.floors()
@@ -105,7 +105,7 @@ def merge_staged(store: Store, their_vv: VersionVector) -> None:
             store.advance(origin, seq)
         if seq > floors.get(origin, 0):
             store.raise_floor(origin, seq)
-    store.clear_stage()
+    store.clear_incoming()
 
 
 def unite_staged(store: Store) -> int:
@@ -115,11 +115,11 @@ def unite_staged(store: Store) -> int:
     tell whether what only one has was deleted. Returns how many dots came to life.
     """
     revived = 0
-    for op in store.staged():
+    for op in store.incoming():
         if _live(store, op) is None and _may_live(store, op):
             make_live(store, op)
             revived += 1
-    store.clear_stage()
+    store.clear_incoming()
     return revived
 
 
@@ -136,6 +136,6 @@ def sum_of_rows(store: Store) -> int:
     return sum(digest_of(op) for op in store.live()) % SUM_MODULUS
 
 
-def sum_of_staged(store: Store) -> int:
+def sum_of_incoming(store: Store) -> int:
     """The sum of another peer's state as it arrived, to compare with what that peer says it is."""
-    return sum(digest_of(op) for op in store.staged()) % SUM_MODULUS
+    return sum(digest_of(op) for op in store.incoming()) % SUM_MODULUS

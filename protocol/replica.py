@@ -24,7 +24,7 @@ from protocol.identity import (
     VersionVector,
     covers_all,
 )
-from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put, needs_of
+from protocol.ops import Delete, Drop, Hold, Manifest, Op, Put, needs_of
 from protocol.store import Store
 
 OwnOp = TypeVar("OwnOp", Put, Delete, Hold, Drop)
@@ -50,14 +50,6 @@ class Suffix:
     ops: tuple[bytes, ...]
     more: bool
     """There is more than fits; ask again once these are applied."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The live state of a peer, and exactly the version vector it belongs to."""
-
-    version_vector: VersionVector
-    ops: tuple[LiveOp, ...]
 
 
 class Replica:
@@ -253,22 +245,18 @@ class Replica:
 
     # --- exchanging whole states ---
 
-    def snapshot(self) -> Snapshot:
-        """The whole live state with its version vector, taken at one moment."""
-        return Snapshot(self.store.version_vector(), tuple(self.store.live()))
-
-    def merge_staged(self, their_vv: VersionVector, wall_ms: int) -> None:
+    def merge_incoming(self, their_vv: VersionVector, wall_ms: int) -> None:
         """Take over the staged state of another peer, complete and as of `their_vv`."""
         self.meet(their_vv, wall_ms)
-        for op in self.store.staged():
+        for op in self.store.incoming():
             self.clock.observe(op.stamp, wall_ms)
-        catalog.merge_staged(self.store, their_vv)
+        catalog.merge_incoming(self.store, their_vv)
 
     def disagrees(self, their_vv: VersionVector, their_sum: int) -> bool:
         """Equal version vectors and unequal states: somebody's rows are damaged, and nothing may be removed for it."""
         return self.store.state_sum() != their_sum and self.store.version_vector() == their_vv
 
-    def repair_from_staged(self) -> int:
+    def repair_from_incoming(self) -> int:
         """After a disagreement: bring the sum in line with the rows, and add what the other has.
 
         Returns how many dots came back to life.

@@ -74,16 +74,16 @@ class Store(Protocol):
     def set_state_sum(self, state_sum: int) -> None:
         """Store that sum."""
 
-    def stage(self, ops: Iterable[LiveOp]) -> None:
+    def add_incoming(self, ops: Iterable[LiveOp]) -> None:
         """Put another peer's live ops aside, for a merge."""
 
-    def is_staged(self, dot: Dot) -> bool:
+    def is_incoming(self, dot: Dot) -> bool:
         """Whether that peer's live ops have this dot."""
 
-    def staged(self) -> Iterator[LiveOp]:
+    def incoming(self) -> Iterator[LiveOp]:
         """What was put aside, puts before holds."""
 
-    def clear_stage(self) -> None:
+    def clear_incoming(self) -> None:
         """Forget what was put aside."""
 
 
@@ -189,16 +189,16 @@ class MemoryStore:
     def set_state_sum(self, state_sum: int) -> None:
         self._sum = state_sum
 
-    def stage(self, ops: Iterable[LiveOp]) -> None:
+    def add_incoming(self, ops: Iterable[LiveOp]) -> None:
         self._staged.update((op.dot, op) for op in ops)
 
-    def is_staged(self, dot: Dot) -> bool:
+    def is_incoming(self, dot: Dot) -> bool:
         return dot in self._staged
 
-    def staged(self) -> Iterator[LiveOp]:
+    def incoming(self) -> Iterator[LiveOp]:
         ops = [op for _, op in sorted(self._staged.items())]
         yield from (op for op in ops if isinstance(op, Put))
         yield from (op for op in ops if isinstance(op, Hold))
 
-    def clear_stage(self) -> None:
+    def clear_incoming(self) -> None:
         self._staged.clear()

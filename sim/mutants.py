@@ -250,8 +250,8 @@ MUTANTS = (
         "whole-states-are-not-met",
         "A resumed image that takes over a whole state does not notice its forgotten ops in it.",
         REPLICA_FILE,
-        "        self.meet(their_vv, wall_ms)\n        for op in self.store.staged():",
-        "        for op in self.store.staged():",
+        "        self.meet(their_vv, wall_ms)\n        for op in self.store.incoming():",
+        "        for op in self.store.incoming():",
         (REPLICA,),
     ),
     # --- a peer and its disk (rule 4) ---
@@ -298,14 +298,14 @@ MUTANTS = (
         "merge-removes-what-the-other-never-saw",
         "A merge takes what the other peer lacks for removed, heard of or not.",
         CATALOG_FILE,
-        "        if covers(their_vv, op.dot) and not store.is_staged(op.dot):",
-        "        if not store.is_staged(op.dot):",
+        "        if covers(their_vv, op.dot) and not store.is_incoming(op.dot):",
+        "        if not store.is_incoming(op.dot):",
     ),
     Mutant(
         "merge-removes-nothing",
         "A merge keeps what the other peer has seen removed.",
         CATALOG_FILE,
-        "        if covers(their_vv, op.dot) and not store.is_staged(op.dot):",
+        "        if covers(their_vv, op.dot) and not store.is_incoming(op.dot):",
         "        if op.dot.seq < 0:",
     ),
     Mutant(
@@ -323,10 +323,10 @@ MUTANTS = (
         "        if not covers(mine, op.dot):",
     ),
     Mutant(
-        "stage-not-cleared",
-        "What was staged for a merge is still there for the next.",
+        "incoming-not-cleared",
+        "What came in for a merge is still there for the next.",
         CATALOG_FILE,
-        "            store.raise_floor(origin, seq)\n    store.clear_stage()",
+        "            store.raise_floor(origin, seq)\n    store.clear_incoming()",
         "            store.raise_floor(origin, seq)",
     ),
     # --- disagreement (rule 6) ---
@@ -335,7 +335,7 @@ MUTANTS = (
         "With equal version vectors and unequal sums, what one lacks is removed from the other.",
         REPLICA_FILE,
         "        return catalog.unite_staged(self.store)",
-        "        catalog.merge_staged(self.store, self.store.version_vector())\n        return 0",
+        "        catalog.merge_incoming(self.store, self.store.version_vector())\n        return 0",
         (ROT,),
     ),
     Mutant(

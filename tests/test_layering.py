@@ -1,4 +1,5 @@
-"""What may import and call what: `sim -> peer -> protocol -> (msgpack, standard library)`, and where the world gets in.
+"""What may import and call what: `sim -> peer -> protocol -> (msgpack, standard library)`, the rooms of a peer, and
+where the world and SQL get in.
 
 Each rule reads one module's syntax tree and gives the lines that break it; further down each is shown to find what it
 is for.
@@ -7,6 +8,7 @@ is for.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,28 @@ PACKAGES = ("protocol", "peer", "sim")
 
 MAY_IMPORT = {"protocol": {"msgpack"}, "peer": {"protocol"}, "sim": {"peer", "protocol"}}
 """What a package may import beside itself and the standard library; of third parties only protocol is restricted."""
+
+FLOORS = (
+    {"config", "tasks", "locks"},
+    {"world", "cluster"},
+    {"worker"},
+    {"store"},
+    {"gossip"},
+    {"files"},
+    {"upkeep"},
+    {"http"},
+    {"node"},
+    {"run"},
+    {"cli"},
+)
+"""The rooms of `peer/`: each may use those on floors below its own, and of protocol what it likes."""
+
+ONLY = {"cluster": {"config", "tasks", "locks"}, "http": {"world.env"}}
+"""Rooms that may use less: a cluster's supervisor knows a peer from outside; of the world, routes know interfaces."""
+
+SQL = re.compile(
+    r"\b(SELECT|INSERT INTO|REPLACE INTO|DELETE FROM|UPDATE \w+ SET|CREATE (TABLE|INDEX|VIEW)|ALTER TABLE)\b"
+)
 
 # The world, which the rules must not touch: events and `now` are handed to them.
 BANNED_IN_PROTOCOL = {
@@ -88,6 +112,39 @@ def arrows(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
         foreign = top not in sys.stdlib_module_names and top != package and top not in MAY_IMPORT[package]
         if top in forbidden or (package == "protocol" and foreign):
             yield line, f"{package} must not import {top}"
+
+
+def rooms(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    if not path.startswith("peer/"):
+        return
+    here = _room(path.removesuffix(".py").replace("/", "."))
+    for line, name in imported(tree):
+        there = _room(name)
+        if there is None or here is None or there == here:
+            continue
+        if _floor(there) >= _floor(here):
+            yield line, f"{here} must not use {there}, which stands above it or beside it"
+        allowed = ONLY.get(here)
+        if allowed and there in {"world", *allowed} and not any(f"{name}.".startswith(f"peer.{a}.") for a in allowed):
+            yield line, f"{here} uses only {', '.join(sorted(allowed))}"
+
+
+def _room(module: str) -> str | None:
+    """The room of a module of peer; None for others, and for what only starts a peer."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "peer" and len(parts) > 1 and not parts[1].startswith("__") else None
+
+
+def _floor(room: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if room in floor)
+
+
+def sql_only_in_the_store(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    if not path.startswith("peer/") or path.startswith("peer/store/"):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.search(node.value):
+            yield node.lineno, "SQL is written in peer/store/ only; ask a question of store/lookups"
 
 
 def no_world_in_protocol(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -268,6 +325,44 @@ def test_imports_point_from_sim_to_peer_to_protocol(sources: dict[str, str]) -> 
     assert_kept(arrows, sources)
 
 
+def test_each_room_of_a_peer_uses_only_rooms_below_it(sources: dict[str, str]) -> None:
+    found = {_room(path.removesuffix(".py").replace("/", ".")) for path in sources if path.startswith("peer/")}
+    assert found - {None} == set().union(*FLOORS), "FLOORS has every room, and no other"
+    assert_kept(rooms, sources)
+
+
+def test_sql_is_written_in_the_store_only(sources: dict[str, str]) -> None:
+    assert_kept(sql_only_in_the_store, sources)
+
+
+def test_no_modules_import_each_other_in_a_circle(sources: dict[str, str]) -> None:
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+    uses = {
+        module: {
+            used
+            for _, name in imported(ast.parse(sources[path]))
+            for used in (name, name.rpartition(".")[0])
+            if used in modules and used != module
+        }
+        for module, path in modules.items()
+    }
+    assert circles(uses) == []
+
+
+def circles(uses: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph when everything that leads nowhere has been taken away, again and again."""
+    left = dict(uses)
+    while leaves := [module for module, used in left.items() if not used & left.keys()]:
+        for module in leaves:
+            del left[module]
+    return sorted(left)
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
 def test_protocol_touches_nothing_of_the_world(sources: dict[str, str]) -> None:
     assert_kept(no_world_in_protocol, sources)
 
@@ -298,6 +393,15 @@ BROKEN = [
     (arrows, "peer/node.py", "from sim import world"),
     (arrows, "peer/node.py", "import tests.peer"),
     (arrows, "sim/world.py", "from tests import world"),
+    (rooms, "peer/store/catalog.py", "from peer.gossip.peers import Peers"),
+    (rooms, "peer/files/keys.py", "from peer.upkeep.repair import Repair"),
+    (rooms, "peer/config.py", "from peer.world.env import StoreError"),
+    (rooms, "peer/world/env.py", "from peer.cluster import layout"),
+    (rooms, "peer/cluster/orders.py", "from peer.world.disk import SystemDisk"),
+    (rooms, "peer/http/app.py", "from peer.world.system import SystemEnv"),
+    (rooms, "peer/http/app.py", "def f():\n    from peer.node import Node"),
+    (sql_only_in_the_store, "peer/files/listing.py", "query = 'SELECT 1 FROM puts'"),
+    (sql_only_in_the_store, "peer/node.py", "query = f'UPDATE nodes SET zone = {zone}'"),
     *((no_world_in_protocol, "protocol/log.py", f"import {module}") for module in sorted(BANNED_IN_PROTOCOL)),
     (no_world_in_protocol, "protocol/log.py", "from time import monotonic"),
     (no_world_in_protocol, "protocol/log.py", "import os.path"),
@@ -356,6 +460,11 @@ HARMLESS = [
     (arrows, "protocol/log.py", "import msgpack, bisect\nfrom protocol.ops import Put\nfrom . import ops"),
     (arrows, "peer/node.py", "import trio, httpx\nfrom protocol import log\nfrom peer import env"),
     (arrows, "sim/world.py", "from peer import node\nfrom protocol import log\nimport trio"),
+    (rooms, "peer/http/app.py", "from peer.world.env import StoreError\nfrom peer.upkeep.queue import Queue"),
+    (rooms, "peer/cluster/orders.py", "from peer.cluster.folder import Control\nfrom peer.config import Address"),
+    (rooms, "peer/__main__.py", "from peer.cli.main import main"),
+    (sql_only_in_the_store, "peer/store/rows.py", "query = 'SELECT 1 FROM puts'"),
+    (sql_only_in_the_store, "peer/node.py", "text = 'select a peer, and update it'"),
     (no_world_in_protocol, "protocol/log.py", "from random import Random\ndef f(rng: Random): return rng.random()"),
     (no_world_in_protocol, "peer/world/system.py", "import os, time, random"),
     (world_only_at_the_edge, "peer/world/system.py", "import time\nnow = time.time()"),

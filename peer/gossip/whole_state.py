@@ -106,7 +106,7 @@ class WholeStates:
     async def _stage(self, peer: Member, frames: AsyncIterator[bytes]) -> tuple[VersionVector, int]:
         """Put a whole state aside; returns its version vector and its sum, once all of it is there."""
         write, store = self._here.database.write, self._here.database.store
-        await write(store.clear_stage)
+        await write(store.clear_incoming)
         head: tuple[VersionVector, int] | None = None
         try:
             async for raw in frames:
@@ -116,7 +116,7 @@ class WholeStates:
                 ops = messages.decode_snapshot_page(raw)
                 if not ops:
                     return head
-                await write(partial(store.stage, ops))
+                await write(partial(store.add_incoming, ops))
         except MalformedMessage as error:
             raise PeerUnreachable(f"{peer.node_id} sent a whole state that is none: {error}") from None
         raise PeerUnreachable(f"{peer.node_id} broke off its whole state")
@@ -124,13 +124,13 @@ class WholeStates:
     def _merge(self, node_id: NodeId, their_vv: VersionVector, their_sum: int) -> None:
         """A step: merge what is staged, if it is whole, and take back what this peer is said to hold and does not."""
         replica, store = self._here.replica, self._here.database.store
-        if catalog.sum_of_staged(store) == their_sum:
-            replica.merge_staged(their_vv, self._here.wall_ms())
+        if catalog.sum_of_incoming(store) == their_sum:
+            replica.merge_incoming(their_vv, self._here.wall_ms())
             replica.drop_unbacked(store.is_held, self._here.wall_ms())
         else:
             # What is missing there would be taken for deleted here.
             log.error("the whole state of %s is damaged: its rows do not give its sum; not using it", node_id)
-            store.clear_stage()
+            store.clear_incoming()
 
     def _unite(self, node_id: NodeId, their_vv: VersionVector, _their_sum: int) -> None:
         """A step: after a disagreement, keep what either has; nothing may be removed on damaged evidence.
@@ -142,9 +142,9 @@ class WholeStates:
         if store.version_vector() == their_vv:
             self.disagreements += 1
             log.error("the state of %s differs at equal version vectors: a bug or bit rot; keeping both", node_id)
-            replica.repair_from_staged()
+            replica.repair_from_incoming()
             replica.drop_unbacked(store.is_held, self._here.wall_ms())
-        store.clear_stage()
+        store.clear_incoming()
 
 
 def _head(pinned: sqlite3.Connection) -> tuple[VersionVector, int]:

@@ -297,7 +297,7 @@ class SqliteStore:
             origin, seq = self._key(remaining[-1].dot)
             self.connection.execute("UPDATE puts SET shown = 1 WHERE origin = ? AND seq = ?", (origin, seq))
 
-    # --- sums and staging ---
+    # --- sums, and another peer's state on its way in ---
 
     def state_sum(self) -> int:
         return self._sum
@@ -305,24 +305,24 @@ class SqliteStore:
     def set_state_sum(self, state_sum: int) -> None:
         self._sum = state_sum
 
-    def stage(self, ops: Iterable[LiveOp]) -> None:
+    def add_incoming(self, ops: Iterable[LiveOp]) -> None:
         self.connection.executemany(
-            "REPLACE INTO staged VALUES (?, ?, ?, ?, ?)",
+            "REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)",
             [(*op.dot.origin, op.dot.seq, isinstance(op, Hold), encode_op(op)) for op in ops],
         )
 
-    def is_staged(self, dot: Dot) -> bool:
+    def is_incoming(self, dot: Dot) -> bool:
         (found,) = self.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM staged WHERE is_hold IN (0, 1) AND node_id = ? AND epoch = ? AND seq = ?)",
+            "SELECT EXISTS (SELECT 1 FROM incoming WHERE is_hold IN (0, 1) AND node_id = ? AND epoch = ? AND seq = ?)",
             (*dot.origin, dot.seq),
         ).fetchone()
         return bool(found)
 
-    def staged(self) -> Iterator[LiveOp]:
+    def incoming(self) -> Iterator[LiveOp]:
         last: tuple[object, ...] = (-1, "", 0, 0)
         while True:
             rows = self.connection.execute(
-                "SELECT is_hold, node_id, epoch, seq, op FROM staged"
+                "SELECT is_hold, node_id, epoch, seq, op FROM incoming"
                 " WHERE (is_hold, node_id, epoch, seq) > (?, ?, ?, ?) ORDER BY is_hold, node_id, epoch, seq LIMIT ?",
                 (*last, PAGE_ROWS),
             ).fetchall()
@@ -330,12 +330,12 @@ class SqliteStore:
                 return
             for row in rows:
                 op = decode_op(row[4])
-                assert isinstance(op, Put | Hold), "only live ops are ever staged"
+                assert isinstance(op, Put | Hold), "only live ops ever come in so"
                 yield op
             last = tuple(rows[-1][:4])
 
-    def clear_stage(self) -> None:
-        self.connection.execute("DELETE FROM staged")
+    def clear_incoming(self) -> None:
+        self.connection.execute("DELETE FROM incoming")
 
     # --- content on this disk ---
 

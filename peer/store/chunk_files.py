@@ -19,7 +19,7 @@ from peer.world.env import Disk, Env, FileIdentity, NoSpace, StoreError, Work, W
 
 log = logging.getLogger("minidfs.chunks")
 
-INCOMING = "incoming"
+RECEIVING = "receiving"
 """The folder of what is being written."""
 
 CHUNKS = "chunks"
@@ -48,12 +48,12 @@ class ChunkFiles:
 
     def make_folders(self) -> None:
         """Have the folders, and nothing in the one for what is being written. Raises StoreError."""
-        for folder in (INCOMING, CHUNKS):
+        for folder in (RECEIVING, CHUNKS):
             self.disk.make_folder(folder)
         # The folders in it may be names that a kill left unsynced.
         self.disk.sync_folder(CHUNKS)
-        for name, _ in self.disk.list_files(INCOMING):
-            self.disk.remove(f"{INCOMING}/{name}")
+        for name, _ in self.disk.list_files(RECEIVING):
+            self.disk.remove(f"{RECEIVING}/{name}")
 
     @contextmanager
     def noting_full(self) -> Iterator[None]:
@@ -79,7 +79,7 @@ class ChunkFiles:
 
     def spool(self, content: bytes) -> SpooledFile:
         """Bytes set aside on the disk to be read once; they need not survive anything. Raises NoSpace, StoreError."""
-        path = f"{INCOMING}/{self.next_serial()}"
+        path = f"{RECEIVING}/{self.next_serial()}"
         writer = self.disk.create(path)
         try:
             with self.noting_full():
@@ -146,7 +146,7 @@ class ChunkWriter:
             self._head += piece
         else:
             self._serial = self._files.next_serial()
-            self._file = self._files.disk.create(f"{INCOMING}/{self._serial}")
+            self._file = self._files.disk.create(f"{RECEIVING}/{self._serial}")
             self._file.write(bytes(self._head))
             self._file.write(piece)
             self._head.clear()
@@ -163,7 +163,7 @@ class ChunkWriter:
         self._file.sync()
         self._file.close()
         self._published = chunk_file_name(chunk_hash, self._serial)
-        self._files.publish(f"{INCOMING}/{self._serial}", self._published)
+        self._files.publish(f"{RECEIVING}/{self._serial}", self._published)
         return FreshChunk(chunk_hash, self.size, self._serial, None)
 
     def abandon(self) -> None:
@@ -173,7 +173,7 @@ class ChunkWriter:
         file, self._file = self._file, None
         try:
             file.close()
-            for path in (f"{INCOMING}/{self._serial}", self._published):
+            for path in (f"{RECEIVING}/{self._serial}", self._published):
                 if path is not None:
                     self._files.disk.remove(path)
         except StoreError as error:

@@ -14,7 +14,7 @@ from sqlite_utils import Migrations
 
 from peer.world.env import StartError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -31,6 +31,13 @@ def m001_first(db: sqlite_utils.Database) -> None:
 def m002_parts(db: sqlite_utils.Database) -> None:
     """What a disk keeps of a file of which a chunk has gone bad; registrations, which no upload made."""
     for statement in _PARTS:
+        db.execute(statement)
+
+
+@migrations()
+def m003_words(db: sqlite_utils.Database) -> None:
+    """One word, one meaning; and no columns that nothing fills."""
+    for statement in _WORDS:
         db.execute(statement)
 
 
@@ -157,6 +164,12 @@ _PARTS = (
         WHERE chunks IS NOT NULL AND file_key NOT IN (SELECT file_key FROM puts WHERE shown)) WHERE rank = 1)""",
     # A chunk whose bytes were found bad has neither serial nor content, and its row stays for those who need it.
     "ALTER TABLE chunks ADD COLUMN condemned INTEGER NOT NULL DEFAULT 0",
+)
+
+_WORDS = (
+    "ALTER TABLE staged RENAME TO incoming",
+    "ALTER TABLE nodes DROP COLUMN status",
+    "ALTER TABLE nodes DROP COLUMN last_heartbeat",
 )
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000, 'unixepoch')"

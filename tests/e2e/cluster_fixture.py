@@ -320,7 +320,7 @@ def bytes_in(folder: Path) -> Bytes:
     named = {f"{name.hex()}.{serial}" for name, serial in rows if serial is not None}
     found = {path.name for path in (folder / "chunks").rglob("*") if path.is_file()}
     return Bytes(
-        incoming=sorted(path.name for path in (folder / "incoming").iterdir()),
+        incoming=sorted(path.name for path in (folder / "receiving").iterdir()),
         orphans=sorted(found - named),
         lost=sorted(named - found),
         rows=len(rows),

@@ -31,7 +31,7 @@ async def test_a_running_upload_finishes_when_its_peer_is_told_to_stop(tmp_path:
             nursery.start_soon(upload)
 
             async def has_begun() -> bool:
-                return any((peers.folder("node-1") / "incoming").iterdir())
+                return any((peers.folder("node-1") / "receiving").iterdir())
 
             await wait_until(has_begun, 10, "the upload has begun")
             peers.terminate("node-1")

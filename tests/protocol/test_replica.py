@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from replicas.cluster import snapshot_of
 
 from protocol.codec import decode_op, encode_op
 from protocol.identity import Dot, HybridClock, NodeId, Origin, Stamp, ms_of_stamp, stamp_of_ms
@@ -124,9 +125,9 @@ def test_what_is_written_after_hearing_of_a_version_is_stamped_later(ahead_ms: i
 def test_a_version_taken_over_as_state_counts_as_heard() -> None:
     ahead, me = replica("b"), replica("a")
     heard = ahead.put(manifest(), NOW + 5000)
-    snapshot = ahead.snapshot()
-    me.store.stage(snapshot.ops)
-    me.merge_staged(snapshot.version_vector, NOW)
+    snapshot = snapshot_of(ahead)
+    me.store.add_incoming(snapshot.ops)
+    me.merge_incoming(snapshot.version_vector, NOW)
     assert me.put(manifest("b"), NOW).stamp > heard.stamp
 
 
@@ -355,15 +356,6 @@ def test_a_rumor_of_an_own_op_that_was_forgotten_leaves_the_epoch() -> None:
 # --- whole states ---
 
 
-def test_a_snapshot_does_not_change_with_what_is_written_later() -> None:
-    me = replica("a")
-    put = me.put(manifest(), NOW)
-    snapshot = me.snapshot()
-    me.delete("a", NOW)
-    assert snapshot.version_vector == {me.origin: 1}
-    assert list(snapshot.ops) == [put]
-
-
 def test_a_merge_removes_what_the_other_saw_removed_and_keeps_what_it_never_saw() -> None:
     me, other = replica("a"), replica("b")
     gone, kept = me.put(manifest("gone"), NOW), me.put(manifest("kept"), NOW)
@@ -371,12 +363,12 @@ def test_a_merge_removes_what_the_other_saw_removed_and_keeps_what_it_never_saw(
     tell(me, other)
     other.delete("gone", NOW)
     unseen = me.put(manifest("unseen"), NOW)
-    me.store.stage(other.snapshot().ops)
-    me.merge_staged(other.store.version_vector(), NOW)
+    me.store.add_incoming(snapshot_of(other).ops)
+    me.merge_incoming(other.store.version_vector(), NOW)
     assert list(me.store.live()) == [kept, unseen]
     assert me.store.hold_at(hold.dot) is None
     assert me.store.floors() == other.store.version_vector()
-    assert list(me.store.staged()) == []
+    assert list(me.store.incoming()) == []
 
 
 def test_a_merge_into_an_empty_replica_copies_state_sum_and_vector() -> None:
@@ -384,8 +376,8 @@ def test_a_merge_into_an_empty_replica_copies_state_sum_and_vector() -> None:
     for key in "abc":
         other.hold(other.put(manifest(key), NOW).dot, NOW)
     other.delete("b", NOW)
-    me.store.stage(other.snapshot().ops)
-    me.merge_staged(other.store.version_vector(), NOW)
+    me.store.add_incoming(snapshot_of(other).ops)
+    me.merge_incoming(other.store.version_vector(), NOW)
     assert me.root() == other.root()
     assert list(me.store.live()) == list(other.store.live())
 
@@ -407,10 +399,10 @@ def test_after_a_disagreement_each_has_what_either_had() -> None:
     tell(me, other)
     me.store.remove(puts[0])
     other.store.remove(puts[1])
-    ours, theirs = me.snapshot(), other.snapshot()
-    me.store.stage(theirs.ops)
-    other.store.stage(ours.ops)
-    assert (me.repair_from_staged(), other.repair_from_staged()) == (1, 1)
+    ours, theirs = snapshot_of(me), snapshot_of(other)
+    me.store.add_incoming(theirs.ops)
+    other.store.add_incoming(ours.ops)
+    assert (me.repair_from_incoming(), other.repair_from_incoming()) == (1, 1)
     assert list(me.store.live()) == list(other.store.live()) == puts
     assert me.root() == other.root()
 
@@ -421,7 +413,7 @@ def test_a_whole_state_that_knows_more_of_the_own_epoch_leaves_it() -> None:
     tell(me, other)
     image = replica("a")
     assert image.origin == me.origin
-    image.store.stage(other.snapshot().ops)
-    image.merge_staged(other.store.version_vector(), NOW)
+    image.store.add_incoming(snapshot_of(other).ops)
+    image.merge_incoming(other.store.version_vector(), NOW)
     assert image.origin != me.origin
     assert image.put(manifest("b"), NOW).dot != put.dot

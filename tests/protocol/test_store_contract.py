@@ -29,13 +29,13 @@ class PlainLists:
         self.floors: VersionVector = {}
         self.log: list[Op] = []
         self.live: list[LiveOp] = []
-        self.staged: dict[Dot, LiveOp] = {}
+        self.incoming: dict[Dot, LiveOp] = {}
         self.state_sum = 0
 
     def copy(self) -> PlainLists:
         other = PlainLists()
         other.vv, other.floors, other.log = dict(self.vv), dict(self.floors), list(self.log)
-        other.live, other.staged, other.state_sum = list(self.live), dict(self.staged), self.state_sum
+        other.live, other.incoming, other.state_sum = list(self.live), dict(self.incoming), self.state_sum
         return other
 
     def puts(self) -> list[Put]:
@@ -68,8 +68,8 @@ class Pair:
             self.raise_floor,
             self.raise_floor,
             self.rewind,
-            self.stage,
-            self.clear_stage,
+            self.add_incoming,
+            self.clear_incoming,
             self.set_state_sum,
             self.swap_with_copy,
         ]
@@ -151,17 +151,17 @@ class Pair:
             if not seq:
                 del self.plain.vv[origin]
 
-    def stage(self, i: int, j: int, stamp: int) -> None:
+    def add_incoming(self, i: int, j: int, stamp: int) -> None:
         """Pages may come twice."""
         put = Put(Dot(self.origin(i), 1 + j), stamp, self.manifests[j % len(self.manifests)])
         page: list[LiveOp] = [Hold(Dot(self.origin(i + 1), 10 + j), stamp, put.dot), put]
-        page = [self.plain.staged.get(op.dot, op) for op in page]
-        self.store.stage(iter(page))
-        self.plain.staged.update((op.dot, op) for op in page)
+        page = [self.plain.incoming.get(op.dot, op) for op in page]
+        self.store.add_incoming(iter(page))
+        self.plain.incoming.update((op.dot, op) for op in page)
 
-    def clear_stage(self, *_: int) -> None:
-        self.store.clear_stage()
-        self.plain.staged.clear()
+    def clear_incoming(self, *_: int) -> None:
+        self.store.clear_incoming()
+        self.plain.incoming.clear()
 
     def set_state_sum(self, i: int, j: int, stamp: int) -> None:
         self.plain.state_sum = ((1 << 128) - 1 - i) >> j * 25 | stamp
@@ -190,11 +190,11 @@ def compare(store: Store, plain: PlainLists, origins_: list[Origin], manifests_:
         versions = [put for put in plain.puts() if put.manifest.file_key == file_key]
         shown_last = sorted(versions, key=lambda put: (put.stamp, put.dot))
         assert [content_of(put) for put in store.puts_of(file_key)] == [content_of(put) for put in shown_last]
-    staged = list(store.staged())
-    assert {content_of(op) for op in staged} == {content_of(op) for op in plain.staged.values()}
-    assert len(staged) == len(plain.staged)
-    assert [isinstance(op, Put) for op in staged] == sorted((isinstance(op, Put) for op in staged), reverse=True)
-    assert all(store.is_staged(dot) for dot in plain.staged)
+    incoming = list(store.incoming())
+    assert {content_of(op) for op in incoming} == {content_of(op) for op in plain.incoming.values()}
+    assert len(incoming) == len(plain.incoming)
+    assert [isinstance(op, Put) for op in incoming] == sorted((isinstance(op, Put) for op in incoming), reverse=True)
+    assert all(store.is_incoming(dot) for dot in plain.incoming)
 
 
 def _compare_logs(store: Store, plain: PlainLists, origins_: list[Origin]) -> None:
@@ -220,7 +220,7 @@ def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin]) -> No
             assert store.hold_at(dot) == next((hold for hold in by_dot if hold.dot == dot), None)
             found, put = store.put_at(dot), next((put for put in plain.puts() if put.dot == dot), None)
             assert (found and content_of(found)) == (put and content_of(put))
-            assert store.is_staged(dot) == (dot in plain.staged)
+            assert store.is_incoming(dot) == (dot in plain.incoming)
 
 
 @every_store
@@ -301,8 +301,8 @@ def test_live_ops_may_be_added_while_the_stage_is_listed(store: Store) -> None:
     other = fill(store, 4)
     for op in reversed(other):
         store.remove(op)
-    store.stage(other)
-    for op in store.staged():
+    store.add_incoming(other)
+    for op in store.incoming():
         store.add(op)
     assert {op.dot for op in store.live()} == {op.dot for op in other}
 
@@ -319,5 +319,5 @@ def test_the_vectors_a_store_hands_out_are_copies(store: Store) -> None:
 
 def test_a_new_store_is_empty(store: Store) -> None:
     assert store.version_vector() == store.floors() == {}
-    assert list(store.log_after({})) == list(store.live()) == list(store.staged()) == []
+    assert list(store.log_after({})) == list(store.live()) == list(store.incoming()) == []
     assert store.state_sum() == 0

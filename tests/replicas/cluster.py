@@ -20,7 +20,7 @@ from protocol.catalog import sum_of_rows
 from protocol.codec import decode_op
 from protocol.identity import Dot, NodeId, Origin, VersionVector, covers_all
 from protocol.ops import LiveOp, Manifest, Op, Put
-from protocol.replica import Heard, Replica, Snapshot
+from protocol.replica import Heard, Replica
 from protocol.store import Store
 
 NO_LIMIT = 1 << 30
@@ -41,6 +41,19 @@ class Image:
 
     replica: Replica
     disk: frozenset[bytes]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The live state of a peer, and exactly the version vector it belongs to."""
+
+    version_vector: VersionVector
+    ops: tuple[LiveOp, ...]
+
+
+def snapshot_of(replica: Replica) -> Snapshot:
+    """The whole live state with its version vector, taken at one moment."""
+    return Snapshot(replica.store.version_vector(), tuple(replica.store.live()))
 
 
 @dataclass
@@ -373,8 +386,8 @@ class Cluster:
 
     def begin_transfer(self, receiver: Peer, source: Peer) -> None:
         """Also starts one afresh that is under way."""
-        receiver.store.clear_stage()
-        snapshot = source.replica.snapshot()
+        receiver.store.clear_incoming()
+        snapshot = snapshot_of(source.replica)
         receiver.incoming = Transfer(source, source.life, snapshot, iter(snapshot.ops))
 
     def page(self, receiver: Peer, ops: int) -> None:
@@ -385,7 +398,7 @@ class Cluster:
             self.abort_transfer(receiver)
             return
         page = list(islice(transfer.pages, ops))
-        receiver.store.stage(page)
+        receiver.store.add_incoming(page)
         transfer.complete = len(page) < ops
         if transfer.complete:
             # It travels with the last page.
@@ -400,15 +413,15 @@ class Cluster:
     def finish_transfer(self, receiver: Peer) -> None:
         transfer = receiver.incoming
         if transfer is not None and transfer.complete:
-            receiver.replica.merge_staged(transfer.snapshot.version_vector, self.wall_ms(receiver))
+            receiver.replica.merge_incoming(transfer.snapshot.version_vector, self.wall_ms(receiver))
             receiver.incoming = None
-            assert not list(receiver.store.staged())
+            assert not list(receiver.store.incoming())
             self.settle(receiver)
             self.watch(receiver)
 
     def abort_transfer(self, receiver: Peer) -> None:
         receiver.incoming = None
-        receiver.store.clear_stage()
+        receiver.store.clear_incoming()
 
     def take_over(self, receiver: Peer, source: Peer) -> None:
         """A whole-state merge without a pause."""
@@ -447,7 +460,7 @@ class Cluster:
             self.page(peer, NO_LIMIT)
         for peer in (one, other):
             before = {op.dot for op in peer.store.live()}
-            revived = peer.replica.repair_from_staged()
+            revived = peer.replica.repair_from_incoming()
             peer.incoming = None
             after = {op.dot for op in peer.store.live()}
             assert before <= after, f"{peer.me} removed what {one.me} and {other.me} disagree about"

@@ -118,7 +118,7 @@ class Store:
 
     def files(self) -> list[str]:
         """All files on the disk, by their paths."""
-        folders = ["incoming", *(f"chunks/{prefix:02x}" for prefix in range(256))]
+        folders = ["receiving", *(f"chunks/{prefix:02x}" for prefix in range(256))]
         return [f"{folder}/{name}" for folder in folders for name, _ in self.env.disk.list_files(folder)]
 
     def read(self, name: bytes) -> bytes:
@@ -452,7 +452,7 @@ def test_files_that_vanished_or_came_from_nowhere_are_found_at_the_start(store: 
     kept, lost = store.write(b"1" * 500), store.write(b"2" * 500)
     store.hold("a", kept, lost)
     never_adopted = store.write(b"3" * 500)
-    incoming = disk.create("incoming/12345")
+    incoming = disk.create("receiving/12345")
     incoming.write(b"half")
     incoming.close()
     assert lost.serial is not None

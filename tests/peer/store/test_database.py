@@ -574,7 +574,7 @@ def test_operators_read_the_four_documented_tables_with_sqlite_utils(tmp_path: P
             *outside.view_names(),
         }
         assert [row["node_id"] for row in outside["nodes"].rows] == ["node-1", "node-2"]
-        assert {"node_id", "address", "status", "last_heartbeat"} <= set(next(iter(outside["nodes"].rows)))
+        assert {"node_id", "address", "zone", "incarnation", "membership"} <= set(next(iter(outside["nodes"].rows)))
         assert list(outside["files"].rows) == [
             {
                 "file_key": "k",

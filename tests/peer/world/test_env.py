@@ -85,16 +85,16 @@ def read(disk: Disk, path: str) -> bytes:
 
 def test_a_file_is_made_named_listed_read_and_removed(disk: Disk) -> None:
     with disk.lock():
-        for folder in ("incoming", "chunks/ab"):
+        for folder in ("receiving", "chunks/ab"):
             disk.make_folder(folder)
             disk.make_folder(folder)
-        write(disk, "incoming/1", b"one")
-        write(disk, "incoming/2", b"")
-        assert disk.list_files("incoming") == [("1", 3), ("2", 0)]
-        disk.rename("incoming/1", "chunks/ab/one")
+        write(disk, "receiving/1", b"one")
+        write(disk, "receiving/2", b"")
+        assert disk.list_files("receiving") == [("1", 3), ("2", 0)]
+        disk.rename("receiving/1", "chunks/ab/one")
         disk.sync_folder("chunks/ab")
-        disk.sync_folder("incoming")
-        assert disk.list_files("incoming") == [("2", 0)]
+        disk.sync_folder("receiving")
+        assert disk.list_files("receiving") == [("2", 0)]
         assert disk.list_files("chunks") == []
         assert disk.list_files("chunks/ab") == [("one", 3)]
         assert disk.list_files("chunks/none") == []
