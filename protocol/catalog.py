@@ -108,7 +108,7 @@ def merge_incoming(store: Store, their_vv: VersionVector) -> None:
     store.clear_incoming()
 
 
-def unite_staged(store: Store) -> int:
+def unite_incoming(store: Store) -> int:
     """Add what another peer has live and this one has not, and remove nothing.
 
     For two peers with equal version vectors and unequal sums: one of them has lost or damaged rows, and nobody can

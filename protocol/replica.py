@@ -262,7 +262,7 @@ class Replica:
         Returns how many dots came back to life.
         """
         self.store.set_state_sum(catalog.sum_of_rows(self.store))
-        return catalog.unite_staged(self.store)
+        return catalog.unite_incoming(self.store)
 
     def root(self) -> bytes:
         """32 bytes to compare with another peer's; equal when there is nothing to exchange."""

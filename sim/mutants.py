@@ -334,7 +334,7 @@ MUTANTS = (
         "disagreement-taken-for-deletions",
         "With equal version vectors and unequal sums, what one lacks is removed from the other.",
         REPLICA_FILE,
-        "        return catalog.unite_staged(self.store)",
+        "        return catalog.unite_incoming(self.store)",
         "        catalog.merge_incoming(self.store, self.store.version_vector())\n        return 0",
         (ROT,),
     ),

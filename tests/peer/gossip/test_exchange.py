@@ -271,17 +271,17 @@ def test_a_crash_in_the_middle_of_taking_over_a_whole_state_does_no_harm() -> No
         for step in range(6):
             await world.start("node-2")
             with trio.fail_after(60):
-                while rows(world, "node-2", "SELECT count(*) FROM staged") == [(0,)]:  # noqa: ASYNC110  (a row, not a task, is waited for)
+                while rows(world, "node-2", "SELECT count(*) FROM incoming") == [(0,)]:  # noqa: ASYNC110  (a row, not a task, is waited for)
                     await trio.sleep(0.0002)
             await trio.sleep(0.001 * step)
             await world.crash("node-2")
             if step == 0:
-                assert rows(world, "node-2", "SELECT count(*) FROM staged") != [(0,)], "it crashed too late"
+                assert rows(world, "node-2", "SELECT count(*) FROM incoming") != [(0,)], "it crashed too late"
             if versions(world, "node-2", "k0") == 0:
                 break
         await world.start("node-2")
         await converged(world)
-        assert rows(world, "node-2", "SELECT count(*) FROM staged") == [(0,)]
+        assert rows(world, "node-2", "SELECT count(*) FROM incoming") == [(0,)]
         for number in range(8):
             expected = b"%d" % number * 2000 if number % 2 else 404
             assert await everywhere(world, f"k{number}") == [expected] * 2, number
