@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
 
-from peer.world.env import ChunkMissing, DatabaseFile, FileIdentity, NoSpace, StartError, StoreError, Work
+from peer.world.env import DatabaseFile, FileIdentity, FileMissing, NoSpace, StartError, StoreError, Work
 
 TOTAL_BYTES = 1 << 41
 
@@ -198,7 +198,7 @@ class Mount:
     def _check_folder(self, folder: str) -> None:
         self.check()
         if folder not in self.platter.folders:
-            raise ChunkMissing(f"{folder}: there is no such folder")
+            raise FileMissing(f"{folder}: there is no such folder")
 
     def create(self, path: str) -> NewFile:
         self._check_folder(path.rpartition("/")[0])
@@ -219,7 +219,7 @@ class Mount:
     def rename(self, old: str, new: str) -> None:
         self._check_folder(new.rpartition("/")[0])
         if old not in self.platter.files:
-            raise ChunkMissing(f"{old}: there is no such file")
+            raise FileMissing(f"{old}: there is no such file")
         self.platter.files[new] = self.platter.files.pop(old)
 
     def sync_folder(self, folder: str) -> None:
@@ -229,7 +229,7 @@ class Mount:
     def open(self, path: str) -> OpenFile:
         self.check()
         if path not in self.platter.files:
-            raise ChunkMissing(f"{path}: there is no such file")
+            raise FileMissing(f"{path}: there is no such file")
         return OpenFile(self, self.platter.files[path])
 
     def remove(self, path: str) -> None:

@@ -223,24 +223,24 @@ class VirtualTransport(httpx.AsyncBaseTransport):
         listener = self._network.server_at(port)
         if listener is None or listener.nursery is None:
             raise httpx.ConnectError(f"port {port} refuses connections", request=request)
-        exchange = _Exchange(listener, request, body)
-        listener.nursery.start_soon(exchange.serve)
+        cycle = _Cycle(listener, request, body)
+        listener.nursery.start_soon(cycle.serve)
         if body is None:
-            await exchange.send_body()
+            await cycle.send_body()
         with trio.move_on_after(_or_for_ever(timeout.get("read"))):
-            await exchange.started.wait()
+            await cycle.started.wait()
             await self._network.delay()
-            if exchange.status is None:
+            if cycle.status is None:
                 raise httpx.ReadError("the peer hung up", request=request)
             if not self._network.passes_back(port, self._name):
                 await _time_out(timeout.get("read"), httpx.ReadTimeout, request)
-            self._network.trace(self._name, f"answer from {port}", str(exchange.status))
-            stream = _ResponseStream(exchange, timeout.get("read"), request)
-            return httpx.Response(exchange.status, headers=exchange.headers, stream=stream, request=request)
+            self._network.trace(self._name, f"answer from {port}", str(cycle.status))
+            stream = _ResponseStream(cycle, timeout.get("read"), request)
+            return httpx.Response(cycle.status, headers=cycle.headers, stream=stream, request=request)
         raise httpx.ReadTimeout("no answer", request=request)
 
 
-class _Exchange:
+class _Cycle:
     """One request at the serving end."""
 
     BODY_PIECES_MAX = 4
@@ -336,8 +336,8 @@ class _Exchange:
 class _ResponseStream(httpx.AsyncByteStream):
     """The answer's body at the asking end."""
 
-    def __init__(self, exchange: _Exchange, timeout_s: float | None, request: httpx.Request) -> None:
-        self._exchange = exchange
+    def __init__(self, cycle: _Cycle, timeout_s: float | None, request: httpx.Request) -> None:
+        self._cycle = cycle
         self._timeout_s = timeout_s
         self._request = request
 
@@ -345,17 +345,17 @@ class _ResponseStream(httpx.AsyncByteStream):
         while True:
             with trio.move_on_after(_or_for_ever(self._timeout_s)) as limit:
                 try:
-                    piece = await self._exchange.pieces.receive()
+                    piece = await self._cycle.pieces.receive()
                 except trio.EndOfChannel:
                     break
             if limit.cancelled_caught:
                 raise httpx.ReadTimeout("the answer stopped", request=self._request)
             yield piece
-        if not self._exchange.is_whole:
+        if not self._cycle.is_whole:
             raise httpx.ReadError("the peer hung up", request=self._request)
 
     async def aclose(self) -> None:
-        self._exchange.pieces.close()
+        self._cycle.pieces.close()
 
 
 async def _time_out(after_s: float | None, kind: type[httpx.TimeoutException], request: httpx.Request) -> None:

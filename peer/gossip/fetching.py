@@ -8,8 +8,9 @@ from blake3 import blake3
 
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import Peers
+from peer.store.errors import ChunkCorrupt
 from peer.store.holding import Holding
-from peer.world.env import ChunkCorrupt, Env, Work
+from peer.world.env import Env, Work
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Put
 

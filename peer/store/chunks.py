@@ -21,10 +21,11 @@ from peer.store.catalog import SqliteStore
 from peer.store.chunk_files import CHUNKS, ChunkFiles, FreshChunk
 from peer.store.collector import Collector
 from peer.store.database import Database
+from peer.store.errors import ChunkCorrupt, ChunkMissing
 from peer.store.rows import ChunkRow, chunk_file_name, chunk_row
 from peer.store.space import Space
 from peer.store.staging import Staging
-from peer.world.env import ChunkCorrupt, ChunkMissing, Env, FileIdentity, ReadableFile, Work
+from peer.world.env import Env, FileIdentity, FileMissing, ReadableFile, Work
 
 VERIFIED_FOR_S = 600.0
 """A file that was verified this recently and was not touched since is served without reading it twice."""
@@ -100,13 +101,13 @@ class ChunkStore:
         """The file of a chunk that was written here a moment ago. Raises ChunkMissing, StoreError."""
         assert chunk.serial is not None, "chunks in the database have no file"
         try:
-            return await self._env.run_blocking(Work.DISK, self._disk.open, chunk_file_name(chunk.hash, chunk.serial))
+            return await self._env.run_blocking(Work.DISK, self._open, chunk.hash, chunk.serial)
         except ChunkMissing:
             # Of equal chunks, in one file or in an upload sent again, one is adopted and the others are discarded.
             row = self.row(chunk.hash)
             if row is None or row.serial is None:
                 raise
-            return await self._env.run_blocking(Work.DISK, self._disk.open, chunk_file_name(chunk.hash, row.serial))
+            return await self._env.run_blocking(Work.DISK, self._open, chunk.hash, row.serial)
 
     # --- reading ---
 
@@ -132,7 +133,7 @@ class ChunkStore:
 
     def _open_verified(self, chunk_hash: bytes, row: ChunkRow) -> ReadableFile:
         assert row.serial is not None
-        file = self._disk.open(chunk_file_name(chunk_hash, row.serial))
+        file = self._open(chunk_hash, row.serial)
         try:
             identity = file.identity()
             if not self._is_verified(chunk_hash, identity):
@@ -142,6 +143,12 @@ class ChunkStore:
             file.close()
             raise
         return file
+
+    def _open(self, chunk_hash: bytes, serial: int) -> ReadableFile:
+        try:
+            return self._disk.open(chunk_file_name(chunk_hash, serial))
+        except FileMissing as error:
+            raise ChunkMissing(f"chunk {chunk_hash.hex()} has no file: {error}") from error
 
     def _is_verified(self, chunk_hash: bytes, identity: FileIdentity) -> bool:
         known = self._verified.get(chunk_hash)

@@ -16,10 +16,11 @@ from peer.store import lookups
 from peer.store.chunk_files import FreshChunk
 from peer.store.chunks import ChunkStore, adopt
 from peer.store.database import Database
+from peer.store.errors import ChunkCorrupt, ChunkMissing
 from peer.store.rows import ChunkRow
 from peer.store.space import Space
 from peer.tasks import News
-from peer.world.env import ChunkCorrupt, ChunkMissing, Clock
+from peer.world.env import Clock
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.ops import Chunk, Op, Put
 from protocol.replica import Heard, Replica

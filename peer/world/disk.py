@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peer.locks import try_lock
-from peer.world.env import ChunkMissing, FileIdentity, NoSpace, StartError, StoreError
+from peer.world.env import FileIdentity, FileMissing, NoSpace, StartError, StoreError
 
 DATABASE_CACHE_KIB = 16 * 1024
 
@@ -29,7 +29,7 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ChunkMissing(f"{what}: there is no such file") from error
+        raise FileMissing(f"{what}: there is no such file") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace("the disk is full; make room, or add a peer") from error

@@ -27,12 +27,8 @@ class StoreError(Exception):
     """The disk or the database failed us; the message says what and what to do."""
 
 
-class ChunkMissing(StoreError):
-    """A chunk that should be there is not."""
-
-
-class ChunkCorrupt(StoreError):
-    """A chunk's bytes no longer give its hash."""
+class FileMissing(StoreError):
+    """There is no file of this name."""
 
 
 class NoSpace(StoreError):
@@ -145,7 +141,7 @@ class Disk(Protocol):
         """Make the names in a folder durable (does nothing where a system cannot)."""
 
     def open(self, path: str) -> ReadableFile:
-        """Raises ChunkMissing when there is no such file."""
+        """Raises FileMissing when there is no such file."""
 
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens when it is gone already."""

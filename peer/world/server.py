@@ -8,35 +8,18 @@ threads. A response that cannot be completed ends in a reset, never in what a cl
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import math
-import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
-from dataclasses import dataclass
-from email.utils import formatdate
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from peer.world.transport import Buffer, Transport, read_at
-from peer.world.wire import CountedBody, HeadReader, Request, RequestError, Response, format_head
+from peer.world.connection import DEFAULT_LIMITS, ASGIApp, Connection, Limits, Port, Site
 
 log = logging.getLogger("minidfs.http")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-HEAD_RECV_BYTES = 64 * 1024
-"""Takes in a head and a small body at once, and bounds the pipelined requests one client can pile up here."""
-COPIED_BYTES_MAX = 64 * 1024
-"""A body up to this size is copied behind its head, to leave in one system call; beyond it copying costs more."""
 LISTENER_CHECK_S = 0.5
 """When another thread closes a listener, the kernel tells nobody; we look this often."""
 ACCEPT_BACK_OFF_S = 0.1
@@ -47,46 +30,18 @@ SURPLUS_CONNECTIONS_MAX = 64
 _LISTENER_GONE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a client may ask of the server; times in seconds, sizes in bytes."""
-
-    header_bytes_max: int = 32 * 1024
-    """Of request line and header fields: the longest path there is, escaped, with room for tokens."""
-    header_count_max: int = 100
-    """Header fields: they cost more as objects than as bytes, and apps search them one by one."""
-    header_timeout_s: float = 10.0
-    """From the first byte of a head to its last, and from connecting to the first byte: against slow heads."""
-    body_idle_timeout_s: float = 30.0
-    """Without a byte of a body the app waits for: a slow upload may go on, a dead one must let go."""
-    write_timeout_s: float = 30.0
-    """Without the client taking a byte of its response."""
-    keep_alive_timeout_s: float = 75.0
-    """Between two requests: longer than clients keep idle connections, so that they close first and lose no request."""
-    connections_max: int = 512
-    """Open at one time: with files and outgoing connections still below the common 1024 file descriptors."""
-    drain_bytes_max: int = 256 * 1024
-    """Of a body the app did not read, thrown away to keep the connection; for more, reconnecting is cheaper."""
-    linger_s: float = 1.0
-    """For reading on behind our answer, to drain a body or until the client closes."""
-    read_bytes: int = 256 * 1024
-    """Received at one time for a body, and the largest piece the app gets: large pieces make fast uploads."""
-
-
-DEFAULT_LIMITS = Limits()
-
-
 class Server:
     """Serves one ASGI app on any number of listeners."""
 
     def __init__(self, app: ASGIApp, limits: Limits = DEFAULT_LIMITS, wall_s: Callable[[], float] = time.time) -> None:
-        self.app = app
-        self.limits = limits
-        self.requests_running = 0
-        self._wall_s = wall_s
-        self._date = (0, b"")
-        self._ports: list[_Port] = []
+        self._site = Site(app, limits, wall_s)
+        self._ports: list[Port] = []
         self._stopping = False
+
+    @property
+    def requests_running(self) -> int:
+        """How many are being answered now."""
+        return self._site.requests_running
 
     @property
     def connections(self) -> int:
@@ -101,7 +56,7 @@ class Server:
         has to `close` it, that takes up to LISTENER_CHECK_S, and until then whoever opens a socket with the same
         number may get trio.BusyResourceError.
         """
-        port = _Port(name)
+        port = Port(name)
         self._ports.append(port)
         try:
             with port.lifetime:
@@ -124,14 +79,7 @@ class Server:
         while self._ports:
             await self._ports[0].ended.wait()
 
-    def date(self) -> bytes:
-        """The time as a Date header gives it."""
-        second = int(self._wall_s())
-        if second != self._date[0]:
-            self._date = (second, formatdate(second, usegmt=True).encode())
-        return self._date[1]
-
-    async def _accept(self, listener: trio.SocketListener, port: _Port, nursery: trio.Nursery) -> None:
+    async def _accept(self, listener: trio.SocketListener, port: Port, nursery: trio.Nursery) -> None:
         while not self._stopping and listener.socket.fileno() != -1:
             try:
                 with trio.move_on_after(LISTENER_CHECK_S):
@@ -144,312 +92,14 @@ class Server:
                 log.warning("cannot accept on the %s port: %s", port.name, error)
                 await trio.sleep(ACCEPT_BACK_OFF_S)
 
-    def _welcome(self, accepted: trio.socket.SocketType, address: Any, port: _Port, nursery: trio.Nursery) -> None:
+    def _welcome(self, accepted: trio.socket.SocketType, address: Any, port: Port, nursery: trio.Nursery) -> None:
         sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         # Its number may be that of a listener which another thread closed and a task still waits for.
         trio.lowlevel.notify_closing(sock)
-        surplus = self.connections - self.limits.connections_max
+        surplus = self.connections - self._site.limits.connections_max
         if surplus >= SURPLUS_CONNECTIONS_MAX:
             sock.close()
             return
-        connection = _Connection(self, port, sock, address)
+        connection = Connection(self._site, port, sock, address)
         port.connections[connection] = None
         nursery.start_soon(connection.run, surplus >= 0)
-
-
-class _Port:
-    """A listener and the connections that came through it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lifetime = trio.CancelScope()
-        self.accepting = trio.CancelScope()
-        self.ended = trio.Event()
-        self.retired = False
-        self.connections: dict[_Connection, None] = {}
-
-    def retire(self) -> None:
-        """Take no further requests, not even on open connections."""
-        self.retired = True
-        for connection in self.connections:
-            if not connection.busy:
-                connection.patience.cancel()
-
-
-class _Connection:
-    """A client's socket, and the loop over its requests."""
-
-    def __init__(self, server: Server, port: _Port, sock: socket.socket, address: Any) -> None:
-        self.server = server
-        self.limits = server.limits
-        self.port = port
-        self.client = address[:2]
-        self.local = ("", 0)
-        self.transport = Transport(sock, server.limits.write_timeout_s)
-        self.patience = trio.CancelScope()
-        """Around everything; its deadline is that of the request we wait for, and none while we serve one."""
-        self.busy = False
-        self.owing = False
-        """A response has begun and is not complete."""
-        self.rest = b""
-        """Received, but part of what comes next."""
-        self._head_begun = False
-        self._head_only = False
-
-    async def run(self, surplus: bool) -> None:
-        """Serve the client to the end of the connection. Whatever happens, the other connections live on."""
-        try:
-            await self._serve_requests(surplus)
-        except OSError as error:
-            log.debug("lost %s: %s", self.client, error)
-        except Exception:
-            log.exception("a bug in the server ended the connection of %s", self.client)
-        finally:
-            self.transport.close(reset=self.owing)
-            self.port.connections.pop(self)
-
-    async def _serve_requests(self, surplus: bool) -> None:
-        self.local = self.transport.open()
-        if surplus:
-            await self._refuse(503, "too many connections; try again later or ask another peer")
-            return
-        self.patience.deadline = trio.current_time() + self.limits.header_timeout_s
-        try:
-            with self.patience:
-                while await self._serve_request():
-                    self.patience.deadline = trio.current_time() + self.limits.keep_alive_timeout_s
-        except RequestError as error:
-            await self._refuse(error.status, str(error))
-        if self.patience.cancelled_caught and self._head_begun and not self.port.retired:
-            await self._refuse(408, f"the head of the request took over {self.limits.header_timeout_s} s")
-
-    async def _serve_request(self) -> bool:
-        """Serve the next request; True if the connection can take another one behind it."""
-        request = await self._read_head()
-        if request is None or self.patience.cancel_called:
-            return False
-        self.busy = True
-        self.patience.deadline = math.inf
-        self._head_only = request.method == "HEAD"
-        if not await _Exchange(self, request).run():
-            if not self.owing:
-                await self.transport.linger(self.limits.linger_s)
-            return False
-        self.busy = False
-        return not self.port.retired
-
-    async def _read_head(self) -> Request | None:
-        """Wait for the next request; None if the client sends no more."""
-        reader = HeadReader(self.limits.header_bytes_max, self.limits.header_count_max)
-        self._head_only = False
-        if self.rest:
-            await trio.lowlevel.checkpoint()
-        received = self.rest or await self.transport.recv(HEAD_RECV_BYTES)
-        request = reader.feed(received)
-        if request is None:
-            self._head_begun = reader.begun
-            self.patience.deadline = trio.current_time() + self.limits.header_timeout_s
-        while request is None and received:
-            received = await self.transport.recv(HEAD_RECV_BYTES)
-            request = reader.feed(received)
-        self._head_begun = False
-        self.rest = reader.rest
-        return request
-
-    async def _refuse(self, status: int, detail: str) -> None:
-        """Answer in place of the app, with JSON, and end the connection."""
-        log.debug("refused %s: %d %s", self.client, status, detail)
-        self.busy = True
-        body = json.dumps({"error": detail, "detail": detail, "status": status}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers += [(b"date", self.server.date()), (b"connection", b"close")]
-        if status == 503:
-            headers.append((b"retry-after", b"1"))
-        await self.transport.send(format_head(status, headers) + (b"" if self._head_only else body))
-        await self.transport.linger(self.limits.linger_s)
-
-
-class _Exchange:
-    """A request and its response: what the app sees of a connection."""
-
-    def __init__(self, connection: _Connection, request: Request) -> None:
-        self._connection = connection
-        self._request = request
-        self._response = Response(request)
-        self._must_continue = request.expects_continue
-        self._body_told = False
-        self._body_error: RequestError | None = None
-        self._disconnected = False
-        self._watching: trio.CancelScope | None = None
-
-    async def run(self) -> bool:
-        """Let the app answer; True if the connection is ready for the next request.
-
-        Raises RequestError if the server has to answer in place of the app.
-        """
-        server = self._connection.server
-        server.requests_running += 1
-        try:
-            await server.app(self._scope(), self.receive, self.send)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request only, and is logged
-            self._report(error)
-        else:
-            if not self._response.complete:
-                self._report(RuntimeError("the app returned before its response was complete"))
-        finally:
-            server.requests_running -= 1
-        if self._response.complete:
-            return await self._drain() and not self._response.closing
-        if not self._connection.owing and (self._body_error or not self._disconnected):
-            raise self._body_error or RequestError(500, "internal error; the log of this peer says more")
-        return False
-
-    def _scope(self) -> Scope:
-        request = self._request
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": request.http_version,
-            "method": request.method,
-            "scheme": "http",
-            "path": request.path,
-            "raw_path": request.raw_path,
-            "query_string": request.query_string,
-            "root_path": "",
-            "headers": request.headers,
-            "client": self._connection.client,
-            "server": self._connection.local,
-            "state": {"listener": self._connection.port.name},
-            "extensions": {"http.response.zerocopysend": {}},
-        }
-
-    def _report(self, error: Exception) -> None:
-        request = self._request
-        if self._disconnected:
-            log.info("%s %s: the client gave up: %r", request.method, request.path, error)
-        else:
-            log.error("%s %s: the app failed", request.method, request.path, exc_info=error)
-
-    async def receive(self) -> Message:
-        """ASGI: the next piece of the body; behind its end, wait until the client is gone or the response complete."""
-        if self._body_told or self._disconnected:
-            await self._wait_disconnected()
-            return {"type": "http.disconnect"}
-        if self._must_continue:
-            self._must_continue = False
-            if not self._connection.rest and not self._connection.owing:
-                with suppress(OSError):
-                    await self._connection.transport.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        piece = await self._read_body()
-        if piece is None:
-            self._disconnected = True
-            return {"type": "http.disconnect"}
-        self._body_told = self._request.body.finished
-        return {"type": "http.request", "body": piece, "more_body": not self._body_told}
-
-    async def _read_body(self) -> bytes | None:
-        """The next piece of the body; b"" at its end, None if the rest of it does not come."""
-        connection, limits, body = self._connection, self._connection.limits, self._request.body
-        while not body.finished:
-            # Of a body whose end is known nothing behind it is received: then pieces need no cutting.
-            size = min(body.left, limits.read_bytes) if isinstance(body, CountedBody) else limits.read_bytes
-            received = connection.rest
-            if not received:
-                with trio.move_on_after(limits.body_idle_timeout_s):
-                    received = await connection.transport.recv(size)
-            if not received or self._body_error:
-                return None
-            try:
-                piece, connection.rest = body.take(received)
-            except RequestError as error:
-                self._body_error = error
-                return None
-            if piece:
-                return piece
-        return b""
-
-    async def _wait_disconnected(self) -> None:
-        connection = self._connection
-        with trio.CancelScope() as self._watching:
-            while not self._response.complete and not self._disconnected:
-                if len(connection.rest) > connection.limits.header_bytes_max:
-                    await trio.sleep_forever()  # pipelined requests pile up: the kernel may keep the others
-                received = await connection.transport.recv(HEAD_RECV_BYTES)
-                connection.rest += received
-                self._disconnected = not received
-
-    async def _drain(self) -> bool:
-        """Throw away what the app left of the body; True if that took us to its end within the limits."""
-        left = self._connection.limits.drain_bytes_max
-        if not self._request.body.finished and not self._response.closing:
-            with trio.move_on_after(self._connection.limits.linger_s):
-                while left >= 0 and (piece := await self._read_body()):
-                    left -= len(piece)
-        return self._request.body.finished
-
-    async def send(self, message: Message) -> None:
-        """ASGI: start the response or send more of it. ConnectionError or TimeoutError if the client is gone."""
-        if self._response.complete:
-            return
-        try:
-            match message["type"]:
-                case "http.response.start":
-                    self._start(message["status"], message.get("headers", ()))
-                case "http.response.body":
-                    await self._send_body(message.get("body", b""), message.get("more_body", False))
-                case "http.response.zerocopysend":
-                    await self._send_file(message)
-                case unknown:
-                    raise RuntimeError(f"the app sent a message of unknown type {unknown!r}")
-        except (ConnectionError, TimeoutError):
-            self._disconnected = True
-            raise
-
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        connection, body = self._connection, self._request.body
-        too_long_to_drain = isinstance(body, CountedBody) and body.left > connection.limits.drain_bytes_max
-        closing = connection.port.retired or self._must_continue or too_long_to_drain
-        self._response.start(status, headers, connection.server.date(), closing)
-
-    async def _send_body(self, content: Buffer, more: bool) -> None:
-        before, after = self._frame(len(content), more)
-        if self._response.bodiless:
-            content = b""
-        if len(content) <= COPIED_BYTES_MAX:
-            await self._connection.transport.send(b"".join((before, content, after)))
-        else:
-            await self._connection.transport.send(b"".join((before, content[:COPIED_BYTES_MAX])))
-            await self._connection.transport.send(memoryview(content)[COPIED_BYTES_MAX:])
-            await self._connection.transport.send(after)
-        await self._end_step(more)
-
-    async def _send_file(self, message: Message) -> None:
-        file = message["file"] if isinstance(message["file"], int) else message["file"].fileno()
-        offset, count, more = message.get("offset"), message.get("count"), message.get("more_body", False)
-        start = os.lseek(file, 0, os.SEEK_CUR) if offset is None else offset
-        size = max(0, os.fstat(file).st_size - start) if count is None else count
-        if size <= COPIED_BYTES_MAX:
-            await self._send_body(read_at(file, start, size), more)
-        else:
-            before, after = self._frame(size, more)
-            await self._connection.transport.send(before)
-            if not self._response.bodiless:
-                await self._connection.transport.send_file(file, start, size)
-            await self._connection.transport.send(after)
-            await self._end_step(more)
-        if offset is None:
-            os.lseek(file, start + size, os.SEEK_SET)
-
-    def _frame(self, size: int, more: bool) -> tuple[bytes, bytes]:
-        framed = self._response.frame(size, more)
-        self._connection.owing = True
-        return framed
-
-    async def _end_step(self, more: bool) -> None:
-        if more:
-            await trio.lowlevel.checkpoint()  # an app that streams to a fast client must not keep the others waiting
-            return
-        self._response.complete = True
-        self._connection.owing = False
-        if self._watching is not None:
-            self._watching.cancel()

@@ -20,11 +20,12 @@ from peer.store.catalog import no_targets
 from peer.store.chunk_files import ChunkWriter, FreshChunk
 from peer.store.chunks import VERIFIED_FOR_S, ChunkStore, Stock, adopt
 from peer.store.database import Database
+from peer.store.errors import ChunkCorrupt, ChunkMissing
 from peer.store.rows import ChunkRow, chunk_file_name
 from peer.store.space import Space
 from peer.store.staging import STAGED_FOR_S
 from peer.world.disk import SystemDisk
-from peer.world.env import ChunkCorrupt, ChunkMissing, Disk, StoreError, Work
+from peer.world.env import Disk, StoreError, Work
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest, Put
 from protocol.replica import Replica

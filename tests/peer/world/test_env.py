@@ -21,7 +21,7 @@ import trio.testing
 
 from peer.config import Address
 from peer.world.disk import SystemDisk
-from peer.world.env import ChunkMissing, Disk, Env, Listener, StartError, StoreError, Work
+from peer.world.env import Disk, Env, FileMissing, Listener, StartError, StoreError, Work
 from peer.world.server import Server
 from peer.world.sockets import SystemDatagrams
 from peer.world.system import SystemEnv
@@ -125,7 +125,7 @@ def test_files_are_written_in_pieces_and_read_anywhere(disk: Disk) -> None:
 
 def test_what_is_not_there_or_there_already_is_a_store_error(disk: Disk) -> None:
     with disk.lock():
-        with pytest.raises(ChunkMissing):
+        with pytest.raises(FileMissing):
             disk.open("missing")
         with pytest.raises(StoreError):
             disk.rename("missing", "other")
@@ -281,7 +281,7 @@ def test_a_crash_takes_what_was_not_synced_and_leaves_what_was() -> None:
     with again.lock():
         assert again.list_files("f") == [("half", 7), ("synced", 6), ("unsynced", 0)]
         assert read(again, "f/half") == b"synced,"
-        with pytest.raises(ChunkMissing):
+        with pytest.raises(FileMissing):
             again.open("f/renamed")
 
 

@@ -29,7 +29,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from peer.world import transport
-from peer.world.server import Limits, Server
+from peer.world.connection import Limits
+from peer.world.server import Server
 from peer.world.wire import ChunkedBody
 
 P = ParamSpec("P")

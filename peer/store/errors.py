@@ -1,0 +1,13 @@
+"""What can be wrong with a chunk on this disk."""
+
+from __future__ import annotations
+
+from peer.world.env import StoreError
+
+
+class ChunkMissing(StoreError):
+    """A chunk that should be there is not."""
+
+
+class ChunkCorrupt(StoreError):
+    """A chunk's bytes do not give its hash."""
