@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from random import Random
 
 import click
 import httpx
 import trio
 
+from sim.model import FileModel, PromiseBroken, Version, content_of
 from sim.world import World, run_world
 
 OPERATIONS_S = 60.0
@@ -18,67 +21,63 @@ SIZES = (0, 1, 200, 4096, 32 * 1024, 32 * 1024 + 1, 300_000)
 
 
 class Workload:
-    """A client that uploads, overwrites and deletes by chance, and remembers what was acknowledged."""
+    """A client that uploads, overwrites and deletes by chance; models of its files say what may be read."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._chance = Random(f"{world.seed} workload")
-        self.acknowledged: dict[str, bytes] = {}
-        self.deleted: dict[str, None] = {}
-        self.uncertain: dict[str, None] = {}
-        """Keys whose last operation failed: either outcome is right."""
+        self._files: dict[str, FileModel] = {}
         self.operations = 0
 
     async def run(self, until_s: float) -> None:
         """Operate until a moment of virtual time."""
         while trio.current_time() < until_s:
             await trio.sleep(self._chance.uniform(0.05, 0.6))
-            running = [name for name, machine in self._world.machines.items() if machine.node is not None]
+            running = [name for name, machine in self._world.machines.items() if machine.is_up]
             via = self._chance.choice(running)
-            if self.acknowledged and self._chance.random() < 0.25:
-                await self._delete(via, self._chance.choice(sorted(self.acknowledged)))
+            existing = [file for file in self._files.values() if file.must_exist]
+            if existing and self._chance.random() < 0.25:
+                await self._delete(via, self._chance.choice(existing))
             else:
                 await self._upload(via)
 
     async def _upload(self, via: str) -> None:
         key = f"file-{self._chance.randrange(40)}"
-        content = self._chance.randbytes(self._chance.choice(SIZES))
-        self.uncertain[key] = None
+        file = self._files.setdefault(key, FileModel(key))
+        seed, size = self._chance.getrandbits(48), self._chance.choice(SIZES)
+        content = content_of(seed, size)
+        version = Version(seed, size, sha256(content).hexdigest())
         try:
             response = await self._world.upload(via, f"{key}.bin", content, file_id=key)
         except httpx.HTTPError:
+            file.uncertain_put(version)
             return
-        if response.status_code == httpx.codes.OK:
-            self._settle(key)
-            self.acknowledged[key] = content
-
-    async def _delete(self, via: str, key: str) -> None:
-        self.uncertain[key] = None
-        try:
-            response = await self._world.request(via, "DELETE", f"/files/{key}")
-        except httpx.HTTPError:
-            return
-        if response.status_code == httpx.codes.OK:
-            self._settle(key)
-            self.deleted[key] = None
-
-    def _settle(self, key: str) -> None:
+        assert response.status_code == httpx.codes.OK, response.text
+        file.acknowledged_put(replace(version, holders=frozenset(response.json()["durable_copies"])), via)
         self.operations += 1
-        for outcome in (self.acknowledged, self.deleted, self.uncertain):
-            outcome.pop(key, None)
+
+    async def _delete(self, via: str, file: FileModel) -> None:
+        try:
+            response = await self._world.request(via, "DELETE", f"/files/{file.file_key}")
+        except httpx.HTTPError:
+            file.uncertain_delete()
+            return
+        if response.status_code == httpx.codes.OK:
+            file.acknowledged_delete(via)
+            self.operations += 1
+        elif not file.may_be_unknown_to(via):
+            raise PromiseBroken(f"{file.file_key}: {via} has it and answers {response.status_code} to its deletion")
 
     async def check(self) -> None:
-        """Every acknowledged file reads right from every peer, and nothing deleted is back."""
+        """Every acknowledged file reads right from every peer, and nothing deleted is back. Raises PromiseBroken."""
+        everybody = frozenset(self._world.machines)
         for name in self._world.machines:
-            for key, content in self.acknowledged.items():
-                if key not in self.uncertain:
-                    response = await self._world.request(name, "GET", f"/files/{key}")
-                    assert response.status_code == httpx.codes.OK, f"{key} from {name}: {response.text}"
-                    assert response.content == content, f"{key} from {name}: other bytes"
-            for key in self.deleted:
-                if key not in self.uncertain:
-                    response = await self._world.request(name, "GET", f"/files/{key}")
-                    assert response.status_code == httpx.codes.NOT_FOUND, f"{key} is back on {name}"
+            for file in self._files.values():
+                response = await self._world.request(name, "GET", f"/files/{file.file_key}")
+                content_hash = sha256(response.content).hexdigest()
+                objection = file.objection(response.status_code, content_hash, everybody, all_up=True)
+                if objection:
+                    raise PromiseBroken(f"{name}: {objection}")
 
 
 async def scenario(world: World) -> None:
