@@ -24,6 +24,7 @@ INCARNATION_MAX = (1 << 53) - 1
 
 HASHES_MAX = 1024
 """Of chunks named in one message."""
+STATUS_CHARS_MAX = 32
 ERROR_CHARS_MAX = 65_536
 
 _PING, _ACK = range(2)
@@ -290,7 +291,12 @@ def decode_recovery(raw: bytes) -> Recovery:
 
 def encode_attempts(attempts: Sequence[RepairAttempt]) -> bytes:
     """The bytes of what a peer alone knows of its repairs."""
-    return codec.pack([[a.item_id, a.status.value, a.retry_count, a.last_attempt_ms, a.error] for a in attempts])
+    return codec.pack([_attempt_fields(attempt) for attempt in attempts])
+
+
+def _attempt_fields(attempt: RepairAttempt) -> list[object]:
+    error = None if attempt.error is None else attempt.error[:ERROR_CHARS_MAX]
+    return [attempt.item_id, attempt.status.value, attempt.retry_count, attempt.last_attempt_ms, error]
 
 
 def decode_attempts(raw: bytes) -> tuple[RepairAttempt, ...]:
@@ -300,7 +306,7 @@ def decode_attempts(raw: bytes) -> tuple[RepairAttempt, ...]:
 
 def _read_attempt(value: object) -> RepairAttempt:
     item_id, status, retry_count, last_attempt_ms, error = codec.read_list(value, 5)
-    if status not in ItemStatus.__members__:
+    if codec.read_text(status, STATUS_CHARS_MAX) not in ItemStatus.__members__:
         raise MalformedMessage(f"a repair of unknown status {status!r}")
     return RepairAttempt(
         codec.read_int(item_id, codec.SIZE_MAX),

@@ -146,7 +146,7 @@ def _size_of(connection: sqlite3.Connection) -> int:
 
 
 class Mount:
-    """A peer's view of its disk for one life, see `peer.env.Disk`."""
+    """A peer's view of its disk for one life, see `peer.world.env.Disk`."""
 
     def __init__(self, platter: Platter) -> None:
         self.platter = platter
@@ -251,7 +251,7 @@ class Mount:
 
 
 class NewFile:
-    """See `peer.env.WritableFile`."""
+    """See `peer.world.env.WritableFile`."""
 
     def __init__(self, mount: Mount, file: _File) -> None:
         self._mount = mount
@@ -276,7 +276,7 @@ class NewFile:
 
 
 class OpenFile:
-    """See `peer.env.ReadableFile`."""
+    """See `peer.world.env.ReadableFile`."""
 
     def __init__(self, mount: Mount, file: _File) -> None:
         self._mount = mount

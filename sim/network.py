@@ -102,7 +102,7 @@ class Network:
 
 
 class VirtualDatagrams:
-    """See `peer.env.Datagrams`."""
+    """See `peer.world.env.Datagrams`."""
 
     INBOX_MAX = 1000
 
@@ -180,7 +180,7 @@ class VirtualListener:
 
 
 class VirtualHttpServer:
-    """See `peer.env.HttpServer`."""
+    """See `peer.world.env.HttpServer`."""
 
     def __init__(self, network: Network, app: AsgiApp) -> None:
         self._network = network

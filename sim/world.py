@@ -76,7 +76,7 @@ class VirtualClock:
 
 
 class VirtualEnv:
-    """See `peer.env.Env`: one life of a peer in a world."""
+    """See `peer.world.env.Env`: one life of a peer in a world."""
 
     def __init__(self, world: World, name: str, platter: Platter, life: int) -> None:
         self._world = world

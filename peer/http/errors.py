@@ -63,8 +63,8 @@ STATUS_OF: dict[type[Exception], tuple[int, Mapping[str, str] | None]] = {
 """By kind; of related kinds the nearer one counts."""
 
 _MESSAGES = {
-    404: "there is nothing at this address; see the list of endpoints in the README",
-    405: "this address does not take that method; see the list of endpoints in the README",
+    404: "there is nothing at this address; docs/http.md lists the endpoints",
+    405: "this address does not take that method; docs/http.md lists the endpoints",
 }
 
 

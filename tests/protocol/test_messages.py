@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.codec import FILE_KEY_PATTERN
+from protocol import messages
+from protocol.codec import FILE_KEY_PATTERN, encode_op
 from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
-from protocol.identity import EPOCH_BITS, NODE_ID_PATTERN, SEQ_MAX, Dot, NodeId, Origin
+from protocol.identity import EPOCH_BITS, NODE_ID_PATTERN, SEQ_MAX, Dot, Member, NodeId, Origin, Stamp, VersionVector
 from protocol.messages import (
     ADDRESS_CHARS_MAX,
     CLUSTER_ID_CHARS_MAX,
     DATAGRAM_BYTES_MAX,
+    HASHES_MAX,
     INCARNATION_MAX,
     ZONE_CHARS_MAX,
     Ack,
     Datagram,
     ExchangeReply,
     ExchangeRequest,
-    Member,
+    ItemStatus,
     Ping,
+    Recovery,
+    RepairAttempt,
     decode_datagram,
     decode_reply,
     decode_request,
@@ -29,6 +37,7 @@ from protocol.messages import (
     encode_reply,
     encode_request,
 )
+from protocol.ops import Drop, Hold
 
 CLUSTER = "00" * 16
 NODE_IDS = st.sampled_from(["a", "node-1", "N" * 64, "0._-x"]).map(NodeId)
@@ -68,6 +77,15 @@ REPLIES = st.builds(
     ops=BLOBS,
     more=st.booleans(),
     behind=st.booleans(),
+)
+COUNTS = st.integers(0, (1 << 63) - 1)
+ATTEMPTS = st.builds(
+    RepairAttempt,
+    COUNTS,
+    st.sampled_from(ItemStatus),
+    COUNTS,
+    st.none() | st.integers(0, (1 << 47) - 1),
+    st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
 )
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | TEXT | st.binary(),
@@ -113,11 +131,83 @@ def test_a_datagram_over_the_limit_is_refused() -> None:
         decode_datagram(CLUSTER, bytes(DATAGRAM_BYTES_MAX + 1))
 
 
+PLAIN_DECODERS: tuple[Callable[[bytes], object], ...] = (
+    messages.decode_join,
+    messages.decode_hashes,
+    messages.decode_contents,
+    messages.decode_snapshot_head,
+    messages.decode_snapshot_page,
+    messages.decode_recovery,
+    messages.decode_attempts,
+)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=CLUSTER_ID_CHARS_MAX), MANY_MEMBERS)
+def test_joining_reads_back(cluster_id: str, members: tuple[Member, ...]) -> None:
+    assert messages.decode_join(messages.encode_joined(cluster_id, members)) == (cluster_id, members)
+    me = members[0] if members else None
+    assert messages.decode_join(messages.encode_join(cluster_id, me)) == (cluster_id, members[:1])
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32)), st.lists(st.none() | st.binary(max_size=50)))
+def test_hashes_and_contents_read_back(hashes: list[bytes], contents: list[bytes | None]) -> None:
+    assert messages.decode_hashes(messages.encode_hashes(hashes)) == tuple(hashes)
+    assert messages.decode_contents(messages.encode_contents(contents)) == tuple(contents)
+
+
+def test_more_hashes_than_are_looked_up_at_a_time_are_refused() -> None:
+    most = [bytes(32)] * HASHES_MAX
+    assert len(messages.decode_hashes(messages.encode_hashes(most))) == HASHES_MAX
+    with pytest.raises(MalformedMessage):
+        messages.decode_hashes(messages.encode_hashes([*most, bytes(32)]))
+
+
+@given(DOTS, VECTORS, SUMS)
+def test_dots_in_addresses_and_heads_of_snapshots_read_back(dot: Dot, vv: VersionVector, state_sum: int) -> None:
+    assert messages.dot_of_text(messages.dot_as_text(dot)) == dot
+    head = messages.encode_snapshot_head(vv, state_sum)
+    assert messages.decode_snapshot_head(head) == (vv, state_sum)
+
+
+@given(TEXT)
+def test_any_text_in_an_address_is_a_dot_or_malformed(text: str) -> None:
+    with suppress(MalformedMessage):
+        messages.dot_of_text(text)
+
+
+def test_a_page_of_a_snapshot_has_live_ops_only() -> None:
+    dot = Dot(Origin(NodeId("a"), 1), 1)
+    hold = Hold(dot, Stamp(1), dot, recovered=False)
+    page = messages.encode_snapshot_page([encode_op(hold)])
+    assert messages.decode_snapshot_page(page) == (hold,)
+    with pytest.raises(MalformedMessage, match="Drop where a live op belongs"):
+        messages.decode_snapshot_page(messages.encode_snapshot_page([encode_op(Drop(dot, Stamp(1), (dot,)))]))
+
+
+@given(st.builds(Recovery, COUNTS, COUNTS, COUNTS), st.lists(ATTEMPTS))
+def test_recoveries_and_attempts_read_back(recovery: Recovery, attempts: list[RepairAttempt]) -> None:
+    assert messages.decode_recovery(messages.encode_recovery(recovery)) == recovery
+    assert messages.decode_attempts(messages.encode_attempts(attempts)) == tuple(attempts)
+
+
+@settings(max_examples=50)
+@given(ATTEMPTS, st.integers(0, 4), JUNK)
+def test_an_attempt_with_any_value_in_it_is_an_attempt_or_malformed(
+    attempt: RepairAttempt, place: int, junk: object
+) -> None:
+    (fields,) = msgpack.unpackb(messages.encode_attempts([attempt]))
+    for value in (junk, [], {}):
+        fields[place] = value
+        with suppress(MalformedMessage):
+            messages.decode_attempts(msgpack.packb([fields]))
+
+
 def decode_all(raw: bytes) -> None:
     for decode in (
         lambda: decode_datagram(CLUSTER, raw),
         lambda: decode_request(CLUSTER, raw),
         lambda: decode_reply(raw),
+        *(partial(decode, raw) for decode in PLAIN_DECODERS),
     ):
         try:
             decode()
