@@ -12,8 +12,8 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from peer.store.incoming import Incoming
 from peer.store.rows import (
-    PAGE_ROWS,
     ChunkRow,
     chunk_file_name,
     chunk_row,
@@ -53,6 +53,7 @@ class SqliteStore:
     def __init__(self, connection: sqlite3.Connection, targets: Targets = no_targets) -> None:
         self.connection = connection
         self.targets = targets
+        self._incoming = Incoming(connection)
         self.unused_files: list[str] = []
         """Chunk files whose rows this transaction removed; they may go once it is committed."""
         self.reload()
@@ -306,36 +307,16 @@ class SqliteStore:
         self._sum = state_sum
 
     def add_incoming(self, ops: Iterable[LiveOp]) -> None:
-        self.connection.executemany(
-            "REPLACE INTO incoming VALUES (?, ?, ?, ?, ?)",
-            [(*op.dot.origin, op.dot.seq, isinstance(op, Hold), encode_op(op)) for op in ops],
-        )
+        self._incoming.add(ops)
 
     def is_incoming(self, dot: Dot) -> bool:
-        (found,) = self.connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM incoming WHERE is_hold IN (0, 1) AND node_id = ? AND epoch = ? AND seq = ?)",
-            (*dot.origin, dot.seq),
-        ).fetchone()
-        return bool(found)
+        return self._incoming.has(dot)
 
     def incoming(self) -> Iterator[LiveOp]:
-        last: tuple[object, ...] = (-1, "", 0, 0)
-        while True:
-            rows = self.connection.execute(
-                "SELECT is_hold, node_id, epoch, seq, op FROM incoming"
-                " WHERE (is_hold, node_id, epoch, seq) > (?, ?, ?, ?) ORDER BY is_hold, node_id, epoch, seq LIMIT ?",
-                (*last, PAGE_ROWS),
-            ).fetchall()
-            if not rows:
-                return
-            for row in rows:
-                op = decode_op(row[4])
-                assert isinstance(op, Put | Hold), "only live ops ever come in so"
-                yield op
-            last = tuple(rows[-1][:4])
+        return self._incoming.all()
 
     def clear_incoming(self) -> None:
-        self.connection.execute("DELETE FROM incoming")
+        self._incoming.clear()
 
     # --- content on this disk ---
 
