@@ -21,6 +21,7 @@ REGISTERING = "tests/peer/files/test_registering.py"
 SPACE = "tests/peer/store/test_space.py"
 DATABASE = "tests/peer/store/test_database.py"
 ENV = "tests/peer/world/test_env.py"
+WORKER = "tests/peer/test_worker.py"
 
 CATALOG_FILE = "protocol/catalog.py"
 REPLICA_FILE = "protocol/replica.py"
@@ -630,5 +631,22 @@ MUTANTS = (
         "        except StoreError as failure:\n            error = str(failure)",
         "        except KeyError as failure:\n            error = str(failure)",
         (HOLDING,),
+    ),
+    # --- what runs without being asked ---
+    Mutant(
+        "failing-step-ends-the-worker",
+        "A disk that fails one step of a worker ends the peer.",
+        "peer/worker.py",
+        "            except StoreError as error:",
+        "            except KeyError as error:",
+        (WORKER,),
+    ),
+    Mutant(
+        "woken-while-working-forgotten",
+        "What wakes a worker during its step is forgotten when the step ends.",
+        "peer/worker.py",
+        "            self._steps += 1",
+        "            self._steps += 1\n            self._woken = trio.Event()",
+        (WORKER,),
     ),
 )

@@ -42,12 +42,12 @@ HERE = Path(__file__).resolve().parent
 
 
 def pytest_sessionfinish(session):
-    for name in ("protocol", "protocol.replica", "protocol.catalog", "replicas.cluster"):
+    for name in ("protocol", "protocol.replica", "protocol.catalog", "peer", "peer.worker", "replicas.cluster"):
         module = sys.modules.get(name)
         if module is not None and HERE not in Path(module.__file__).resolve().parents:
             print(f"{name} was imported from {module.__file__}, not from {HERE}")
             session.exitstatus = 70
-    if "protocol" not in sys.modules:
+    if not {"protocol", "peer"} & set(sys.modules):
         print("the tests did not import the project at all")
         session.exitstatus = 70
 '''

@@ -11,7 +11,6 @@ import click
 
 from peer.config import Address, Config, ConfigError
 
-NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -28,7 +27,9 @@ def _addresses(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 def _node_id(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    if not NODE_ID.fullmatch(value):
+    from protocol.identity import NODE_ID_PATTERN
+
+    if not NODE_ID_PATTERN.fullmatch(value):
         raise click.BadParameter(
             f"{value!r} is no node id; write up to 64 letters, digits, '.', '_' or '-', a letter or digit first"
         )
