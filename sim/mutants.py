@@ -18,6 +18,7 @@ STORE = "tests/protocol/test_store_contract.py"
 
 HOLDING = "tests/peer/store/test_holding.py"
 REGISTERING = "tests/peer/files/test_registering.py"
+CHUNKS = "tests/peer/store/test_chunks.py"
 SPACE = "tests/peer/store/test_space.py"
 DATABASE = "tests/peer/store/test_database.py"
 ENV = "tests/peer/world/test_env.py"
@@ -617,12 +618,12 @@ MUTANTS = (
         (HOLDING + "::test_a_repair_that_cannot_look_up_what_became_of_its_file_tries_again",),
     ),
     Mutant(
-        "failing-removal-ends-the-collector",
-        "A duplicate chunk that cannot be removed ends the peer.",
+        "failing-removal-keeps-others",
+        "A chunk file that cannot be removed keeps those behind it.",
         "peer/store/chunk_files.py",
         '            except StoreError as error:\n                log.warning("an unused chunk file',
         '            except KeyError as error:\n                log.warning("an unused chunk file',
-        (HOLDING,),
+        (CHUNKS,),
     ),
     Mutant(
         "catalog-read-after-the-commit",

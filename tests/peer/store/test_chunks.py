@@ -181,6 +181,24 @@ def test_a_chunk_that_is_abandoned_or_discarded_leaves_nothing(store: Store) -> 
 # --- equal chunks ---
 
 
+def test_a_file_that_cannot_be_removed_does_not_keep_those_behind_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, loose = store.write(b"1" * 500), store.write(b"2" * 500)
+    assert stuck.serial is not None
+    path, remove = chunk_file_name(stuck.hash, stuck.serial), store.env.disk.remove
+
+    def fails_for_one(name: str) -> None:
+        if name == path:
+            raise StoreError("input/output error")
+        remove(name)
+
+    monkeypatch.setattr(store.env.disk, "remove", fails_for_one)
+    store.chunks.discard([stuck, loose])
+    store.collect()
+    assert store.files() == [path]
+
+
 @pytest.mark.parametrize("size", [INLINE, INLINE + 1])
 def test_equal_chunks_are_stored_once_and_go_with_the_last_file_that_needs_them(store: Store, size: int) -> None:
     content = b"e" * size
