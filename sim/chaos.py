@@ -32,6 +32,8 @@ WEIGHTS = (1, 2, 6, 4, 4, 4, 1)
 """Of the sizes: at the edges of what lies in the database and of a chunk; few large ones, which are mostly waiting."""
 
 WORKERS = 6
+OPEN = ("PENDING", "IN_PROGRESS", "FAILED")
+"""What items of the replication queue may be while copies are missing."""
 SHARE_OF_EQUALS = 0.4
 EQUALS = 14
 """Bodies that are sent again and again."""
@@ -384,10 +386,11 @@ class Chaos:
             if key not in self.files and file["checksum_sha256"] not in self._sent:
                 return f"a file nobody sent is listed: {file}"
         for node_id in (first, *others):
-            response = await self._client.get(f"{self.cluster.url_of(node_id)}/replication-queue")
-            open_items = [item for item in response.json()["items"] if item["status"] != "COMPLETED"]
-            if open_items:
-                return f"{node_id} still has {len(open_items)} open items in its queue, as {open_items[0]}"
+            for status in OPEN:
+                url = f"{self.cluster.url_of(node_id)}/replication-queue?status={status}"
+                items = (await self._client.get(url)).json()["items"]
+                if items:
+                    return f"{node_id} still has {len(items)} items {status} in its queue, as {items[0]}"
         return None
 
 

@@ -7,6 +7,7 @@ import mimetypes
 import re
 from contextlib import aclosing
 from dataclasses import dataclass
+from unicodedata import category
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from peer.files.downloads import Downloads, FileSpan, Piece
 from peer.http.errors import HttpError
-from protocol.codec import FILENAME_CHARS_MAX
+from protocol.codec import FILENAME_CHARS_MAX, SIZE_MAX
 from protocol.identity import NodeId
 from protocol.ops import Manifest, Put
 
@@ -25,7 +26,10 @@ READ_BYTES = 1024 * 1024
 _TYPES = mimetypes.MimeTypes(filenames=())
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+
+# What ends lines or cannot be written as UTF-8.
+_CONTROLS = {"Cc", "Zl", "Zp", "Cs"}
 
 
 def guess_content_type(filename: str, claimed: str) -> str:
@@ -36,10 +40,12 @@ def guess_content_type(filename: str, claimed: str) -> str:
 
 
 def clean_filename(name: str) -> str:
-    """The last part of what a client calls its file, which may be a whole path, without control characters."""
+    """The last part of what a client calls its file, which may be a whole path, without control characters.
+
+    Nothing else is taken away: spaces of all kinds and joiners are part of names people have.
+    """
     last = name.replace("\\", "/").rpartition("/")[2]
-    printable = "".join(char for char in last if char.isprintable())
-    return printable[:FILENAME_CHARS_MAX]
+    return "".join(char for char in last if category(char) not in _CONTROLS)[:FILENAME_CHARS_MAX]
 
 
 def etag_of(manifest: Manifest) -> str:
@@ -49,8 +55,13 @@ def etag_of(manifest: Manifest) -> str:
 
 def disposition_of(filename: str) -> str:
     """`Content-Disposition` that old and new clients save under a safe name."""
-    plain = "".join(char if " " <= char <= "~" and char not in '"\\%/' else "_" for char in filename) or "file"
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename or 'file', safe='')}"
+    if not filename.strip("."):
+        # A name of dots would be a place, to a careless client.
+        plain, encoded = "_" * len(filename) or "file", "%2E" * len(filename) or "file"
+    else:
+        plain = "".join(char if " " <= char <= "~" and char not in '"\\%/' else "_" for char in filename)
+        encoded = quote(filename, safe="")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +82,13 @@ def parse_range(header: str | None, size: int) -> Span | None:
         return None
     first_text, last_text = match.groups()
     if not first_text:
-        first = max(0, size - int(last_text))
+        first = max(0, size - _number(last_text))
         last = size - 1
-        satisfiable = int(last_text) > 0 and size > 0
+        satisfiable = _number(last_text) > 0 and size > 0
     else:
-        first = int(first_text)
-        last = min(int(last_text), size - 1) if last_text else size - 1
-        if last_text and int(last_text) < first:
+        first = _number(first_text)
+        last = min(_number(last_text), size - 1) if last_text else size - 1
+        if last_text and _number(last_text) < first:
             return None
         satisfiable = first < size
     if not satisfiable:
@@ -85,6 +96,12 @@ def parse_range(header: str | None, size: int) -> Span | None:
             416, f"the file has {size} bytes; ask for a range of them", {"content-range": f"bytes */{size}"}
         )
     return Span(first, last - first + 1)
+
+
+def _number(digits: str) -> int:
+    """A place in a file; one beyond all files is as good as any other (and Python refuses to read very long ones)."""
+    significant = digits.lstrip("0") or "0"
+    return int(significant) if len(significant) <= len(str(SIZE_MAX)) else SIZE_MAX
 
 
 def is_current(header: str | None, etag: str, *, weak: bool) -> bool:
@@ -98,7 +115,7 @@ def is_current(header: str | None, etag: str, *, weak: bool) -> bool:
 class FileResponse:
     """One file, or a range of it, as an ASGI app."""
 
-    def __init__(self, downloads: Downloads, put: Put, request_headers: Headers, source: tuple[NodeId, float]) -> None:
+    def __init__(self, downloads: Downloads, put: Put, request_headers: Headers, source: tuple[NodeId, int]) -> None:
         self._downloads = downloads
         self._put = put
         manifest = put.manifest
@@ -114,13 +131,13 @@ class FileResponse:
         self._headers = self._make_headers(manifest, etag, span, source)
 
     def _make_headers(
-        self, manifest: Manifest, etag: str, span: Span | None, source: tuple[NodeId, float]
+        self, manifest: Manifest, etag: str, span: Span | None, source: tuple[NodeId, int]
     ) -> dict[str, str]:
         headers = {
             "etag": etag,
             "accept-ranges": "bytes",
             "x-routed-from": source[0],
-            "x-node-latency-ms": f"{source[1]:.0f}",
+            "x-node-latency-ms": str(source[1]),
         }
         if self._unchanged:
             return headers

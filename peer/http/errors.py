@@ -9,6 +9,7 @@ from multipart import MultipartError, ParserLimitReached
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from peer.files.intake import UploadRefused
 from peer.files.keys import Conflict, NobodyToAsk
@@ -77,7 +78,16 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 async def on_starlette_error(request: Request, error: Exception) -> Response:
     """Answer what the router refuses."""
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, _MESSAGES.get(error.status_code, str(error.detail)), error.headers)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(_methods_at(request))
+    return error_response(error.status_code, _MESSAGES.get(error.status_code, str(error.detail)), headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """All methods of an address; the router knows only those of the first route that matches it."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 async def on_known_error(request: Request, error: Exception) -> Response:

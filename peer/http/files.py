@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import AsyncIterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -40,24 +41,69 @@ _DIGEST_NAMES = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 async def upload(request: Request) -> JSONResponse:
     """`POST /files`: store a file and answer with its receipt."""
     services = services_of(request)
-    file_key = request.query_params.get("file_id")
-    if file_key is not None and not FILE_KEY_PATTERN.fullmatch(file_key):
+    return JSONResponse(receipt_json(services, await _take_form(services, request)))
+
+
+async def upload_routed(request: Request) -> JSONResponse:
+    """`POST /upload`: the same, in the words of the naming service; the peer that is asked takes it in itself."""
+    services = services_of(request)
+    receipt = receipt_json(services, await _take_form(services, request))
+    me = services.others.me
+    routing = {"routed_via": "naming-service", "selected_node": me, "node_latency_ms": latency_ms(services.others, me)}
+    return JSONResponse({**receipt, **routing})
+
+
+async def _take_form(services: Services, request: Request) -> Receipt:
+    wanted = request.query_params.get("file_id")
+    file_key = None if wanted is None else _file_id(wanted)
+    wishes = _wishes_in(services, request)
+    part = await open_file_part(request)
+    return await _take_in(services, part.pieces, part.filename, part.content_type, file_key, *wishes)
+
+
+async def upload_raw(request: Request) -> JSONResponse:
+    """`PUT /files/{file_id}`: store the body as a file of this id, named by `filename` or by its id (`curl -T`)."""
+    services = services_of(request)
+    file_key = _file_id(request.path_params["file_id"])
+    wishes = _wishes_in(services, request)
+    filename = request.query_params.get("filename") or file_key
+    content_type = request.headers.get("content-type", "")
+    receipt = await _take_in(services, request.stream(), filename, content_type, file_key, *wishes)
+    return JSONResponse(receipt_json(services, receipt))
+
+
+def _file_id(text: str) -> str:
+    """An id a client chose. Raises HttpError 400."""
+    if not FILE_KEY_PATTERN.fullmatch(text):
         raise HttpError(400, "file_id has 1 to 128 letters, digits, dots, dashes, underscores; the first two start it")
+    return text
+
+
+def _wishes_in(services: Services, request: Request) -> tuple[int, dict[str, bytes]]:
+    """How many copies are wanted, and the hashes the content must have. Raises HttpError 400."""
     if number_in(request, "min_copies", 1, COPIES_MAX, 1) > 1:
         raise HttpError(400, "min_copies above 1 is not available in this release; read durable_copies in the receipt")
-    copies = number_in(request, "copies", services.config.copies, COPIES_MAX, 1)
-    digests = expected_digests(request)
-    part = await open_file_part(request)
-    filename = clean_filename(part.filename)
+    return number_in(request, "copies", services.config.copies, COPIES_MAX, 1), expected_digests(request)
+
+
+async def _take_in(
+    services: Services,
+    pieces: AsyncIterator[bytes],
+    filename: str,
+    content_type: str,
+    file_key: str | None,
+    copies: int,
+    digests: dict[str, bytes],
+) -> Receipt:
+    name = clean_filename(filename)
     new = NewFile(
-        filename=filename,
-        content_type=guess_content_type(filename, part.content_type),
+        filename=name,
+        content_type=guess_content_type(name, content_type),
         file_key=file_key,
         copies=copies,
         digests=digests,
     )
-    receipt = await services.uploads.take_in(new, part.pieces)
-    return JSONResponse(receipt_json(services, receipt))
+    return await services.uploads.take_in(new, pieces)
 
 
 def expected_digests(request: Request) -> dict[str, bytes]:
@@ -242,3 +288,17 @@ def _member_in(services: Services, node_id: object, field: str) -> NodeId:
     if services.others.membership.member(NodeId(node_id)) is None:
         raise HttpError(400, f"{field} names {node_id}, which is no node of this cluster; see GET /nodes")
     return NodeId(node_id)
+
+
+async def register_location(request: Request) -> JSONResponse:
+    """`POST /files/register-location`: a node is said to have a file that is known; it counts once it proves that."""
+    services = services_of(request)
+    body = await json_object_of(request)
+    file_key = body.get("file_key")
+    if not isinstance(file_key, str) or not FILE_KEY_PATTERN.fullmatch(file_key):
+        raise HttpError(400, "file_key is missing or no file id")
+    holder = _member_in(services, body.get("node_id"), "node_id")
+    put = await services.keys.find(file_key)
+    if put is None:
+        raise HttpError(404, "no file has this id; POST /files/register makes it known")
+    return JSONResponse({"success": True, "verified": await services.keys.verify_holder(put, holder)})

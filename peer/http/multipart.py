@@ -41,18 +41,29 @@ async def open_file_part(request: Request) -> FilePart:
         raise HttpError(400, "the multipart boundary is missing from Content-Type")
     form = _Form(request, boundary)
     segment = await form.find_file()
+    if segment.filename == "":
+        raise HttpError(400, f"no file was chosen; send one: curl -F {FIELD}=@NAME")
     return FilePart(
-        filename=segment.filename or "",
+        filename=_as_people_wrote(segment.filename or ""),
         content_type=segment.content_type or "",
         pieces=form.content(),
     )
+
+
+def _as_people_wrote(name: str) -> str:
+    """A name whose bytes were read as Latin-1, in the encoding it came in: UTF-8 when it is that, else Windows' own."""
+    raw = name.encode("latin-1")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
 
 
 class _Form:
     """One form being parsed; events are handed on one at a time."""
 
     def __init__(self, request: Request, boundary: str) -> None:
-        self._parser = PushMultipartParser(boundary, max_segment_count=SEGMENTS_MAX)
+        self._parser = PushMultipartParser(boundary, max_segment_count=SEGMENTS_MAX, header_charset="latin-1")
         self._events = self._parse(request)
 
     async def _parse(self, request: Request) -> AsyncIterator[MultipartSegment | bytes | None]:

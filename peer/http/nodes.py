@@ -55,12 +55,12 @@ def _heartbeat_ms(services: Services, node_id: NodeId) -> int | None:
     return None if heard_at is None else wall_ms - int((services.env.clock.now() - heard_at) * 1000)
 
 
-def latency_ms(others: Peers, node_id: NodeId) -> float:
-    """The mean round trip to a peer; 9999 when it cannot be reached."""
+def latency_ms(others: Peers, node_id: NodeId) -> int:
+    """The mean round trip to a peer, whole as old clients read it; 9999 when it cannot be reached."""
     latency_s = others.membership.latency_s(node_id)
     if latency_s is None or others.is_down(node_id):
         return UNREACHABLE_LATENCY_MS
-    return round(latency_s * 1000, 3)
+    return round(latency_s * 1000)
 
 
 async def check_nodes(request: Request) -> JSONResponse:
@@ -84,7 +84,7 @@ def _checked_json(member: Member, round_trip_s: float | None) -> dict[str, objec
         "id": member.node_id,
         "address": f"http://{member.address}",
         "status": "DOWN" if round_trip_s is None else "UP",
-        "latency_ms": UNREACHABLE_LATENCY_MS if round_trip_s is None else round(round_trip_s * 1000, 3),
+        "latency_ms": UNREACHABLE_LATENCY_MS if round_trip_s is None else round(round_trip_s * 1000),
     }
 
 
@@ -161,8 +161,7 @@ async def _recovered_json(services: Services, node_id: NodeId, recovery: Recover
 
 
 async def _pending(services: Services, node_id: NodeId) -> list[dict[str, object]]:
-    items = await services.queue.items(QUEUE_LIMIT, node_id)
-    return [_item_json(item) for item in items if item.status is not ItemStatus.COMPLETED]
+    return [_item_json(item) for item in await services.queue.missing(QUEUE_LIMIT, node_id)]
 
 
 async def _is_down(services: Services, node_id: NodeId) -> HttpError:

@@ -36,7 +36,8 @@ class QueueItem:
     item_id: int
     file_key: str
     target: NodeId
-    source: NodeId | None
+    source: NodeId
+    """A holder; while there is none, the peer that made the file known."""
     status: ItemStatus
     created_at_ms: int
     last_attempt_ms: int | None
@@ -126,12 +127,14 @@ def _has_prefix(prefix: str) -> tuple[str, list[str]]:
 def queue_items(
     connection: sqlite3.Connection, limit: int, node_id: NodeId | None, status: ItemStatus | None
 ) -> list[QueueItem]:
-    """The replication queue, missing copies first, of the oldest files first; of one target or status if given."""
+    """The replication queue, of the newest files first; of one target or status if given."""
     rows = connection.execute(
         "SELECT queue.id, puts.file_key, target.node_id, queue.status, puts.uploaded_at_ms, queue.completed_at_ms,"
-        " queue.put FROM queue JOIN puts ON puts.id = queue.put JOIN nodes target ON target.id = queue.target"
+        " queue.put, maker.node_id FROM queue JOIN puts ON puts.id = queue.put"
+        " JOIN nodes target ON target.id = queue.target"
+        " JOIN origins ON origins.id = puts.origin JOIN nodes maker ON maker.id = origins.node"
         " WHERE (?1 IS NULL OR target.node_id = ?1) AND (?2 IS NULL OR queue.status = ?2)"
-        " ORDER BY queue.status DESC, puts.uploaded_at_ms, queue.id LIMIT ?3",
+        " ORDER BY puts.uploaded_at_ms DESC, queue.id LIMIT ?3",
         (node_id, status.value if status else None, limit),
     ).fetchall()
     return [_queue_item(connection, *row) for row in rows]
@@ -146,11 +149,10 @@ def _queue_item(
     uploaded_at_ms: int,
     completed_at_ms: int | None,
     put_row: int,
+    maker: NodeId,
 ) -> QueueItem:
-    sources = [holder for holder in _holders_of_row(connection, put_row) if holder != target]
-    return QueueItem(
-        item_id, file_key, target, sources[0] if sources else None, ItemStatus(status), uploaded_at_ms, completed_at_ms
-    )
+    source = next((holder for holder in _holders_of_row(connection, put_row) if holder != target), maker)
+    return QueueItem(item_id, file_key, target, source, ItemStatus(status), uploaded_at_ms, completed_at_ms)
 
 
 # --- what is missing ---

@@ -32,15 +32,23 @@ class Queue:
     async def items(
         self, limit: int, node_id: NodeId | None = None, status: ItemStatus | None = None
     ) -> list[QueueItem]:
-        """Missing copies, of the oldest files first, and those that came back. Raises StoreError."""
+        """Missing copies, and those that came back, of the newest files first. Raises StoreError."""
         is_known_here = status in (None, ItemStatus.COMPLETED)
         looked_at = limit if is_known_here else MISSING_LOOKED_AT_MAX
         stored = status if is_known_here else ItemStatus.PENDING
-        items = await self._here.database.read(lambda connection: queue_items(connection, looked_at, node_id, stored))
+        items = await self._look(looked_at, node_id, stored)
+        return [item for item in items if status in (None, item.status)][:limit]
+
+    async def missing(self, limit: int, node_id: NodeId) -> list[QueueItem]:
+        """What a peer lacks, whatever became of its attempts, of the newest files first. Raises StoreError."""
+        return await self._look(limit, node_id, ItemStatus.PENDING)
+
+    async def _look(self, limit: int, node_id: NodeId | None, stored: ItemStatus | None) -> list[QueueItem]:
+        """Items as the catalog has them, and what their targets know of those that are missing."""
+        items = await self._here.database.read(lambda connection: queue_items(connection, limit, node_id, stored))
         targets = {item.target for item in items if item.status is ItemStatus.PENDING}
         known = await self._ask_attempts(sorted(targets))
-        told = [_with_attempt(item, known.get((item.target, item.item_id))) for item in items]
-        return [item for item in told if status in (None, item.status)][:limit]
+        return [_with_attempt(item, known.get((item.target, item.item_id))) for item in items]
 
     async def _ask_attempts(self, targets: Iterable[NodeId]) -> dict[tuple[NodeId, int], RepairAttempt]:
         known: dict[tuple[NodeId, int], RepairAttempt] = {}

@@ -41,6 +41,9 @@ POLL_S = 0.05
 CURL_TIMEOUT_S = 60
 BLOCK_BYTES = 1024 * 1024
 
+OPEN = ("PENDING", "IN_PROGRESS", "FAILED")
+"""What items of the replication queue may be while copies are missing."""
+
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 
@@ -187,9 +190,9 @@ class Peers:
         async def alike() -> dict[str, Any] | None:
             lists = [await self.listed(node_id) for node_id in self.node_ids]
             for node_id in self.node_ids:
-                items = (await self.json(node_id, "/replication-queue"))["items"]
-                if any(item["status"] != "COMPLETED" for item in items):
-                    return None
+                for status in OPEN:
+                    if (await self.json(node_id, f"/replication-queue?status={status}"))["items"]:
+                        return None
             return {"files": lists[0]} if all(other == lists[0] for other in lists) else None
 
         return (await wait_until(alike, within_s, "all peers list the same and their queues are done"))["files"]

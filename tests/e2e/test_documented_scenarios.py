@@ -106,3 +106,20 @@ async def test_a_killed_peer_gets_what_it_missed_within_thirty_seconds(tmp_path:
         await wait_until(has_all, BACK_WITHIN_S, "node-2 has what it missed")
         for file_id in missed:
             assert f"Auto-recovered {file_id} to node-2" in peers.log_of("node-2")
+
+
+@within(60)
+async def test_the_other_ways_in_and_out_work_with_curl(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(bytes(range(256)) * 500)
+    async with running_peers(tmp_path / "cluster") as peers:
+        put = await curl_json("-T", "photo.png", peers.url("node-1", "/files/my-photo"), cwd=tmp_path)
+        assert (put["file_id"], put["durable_copies"]) == ("my-photo", ["node-1", "node-2", "node-3"])
+        routed = await curl_json("-F", "file=@photo.png", peers.facade("/upload"), cwd=tmp_path)
+        assert routed["routed_via"] == "naming-service"
+        assert routed["checksum_sha256"] == put["checksum_sha256"]
+        for key in ("my-photo", routed["file_key"]):
+            done = await curl("-o", "back.png", peers.url("node-3", f"/download/{key}"), cwd=tmp_path)
+            assert done.returncode == 0, done.stderr.decode()
+            assert (tmp_path / "back.png").read_bytes() == (tmp_path / "photo.png").read_bytes()
+        last = await curl("-r", f"100000-{'9' * 25}", peers.url("node-2", "/files/my-photo"))
+        assert last.stdout == (tmp_path / "photo.png").read_bytes()[100_000:]

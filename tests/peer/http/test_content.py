@@ -15,6 +15,8 @@ from peer.world.wire import format_head
 from protocol.codec import FILENAME_CHARS_MAX
 
 ETAG = '"abc"'
+ODD = "\u202f\u3000\xa0\u200c\U0001f469\u200d\U0001f680"
+"""Spaces and joiners, as names have them."""
 HOSTILE = [
     'a"b.txt', "a\r\nSet-Cookie: x=1", "a\\b\\c.txt", "../../etc/passwd", "100%.txt", "%0d%0a.txt", "\U0001f600.png",
     "é.txt",
@@ -46,6 +48,14 @@ def test_every_name_makes_a_header_field_that_reads_back(name: str) -> None:
     assert plain
 
 
+@pytest.mark.parametrize("name", [".", "..", "..."])
+def test_a_name_of_dots_stays_a_name_and_is_never_raw_in_a_header(name: str) -> None:
+    assert clean_filename(name) == name
+    assert '"."' not in disposition_of(name)
+    assert ".." not in disposition_of(name)
+    assert unquote(disposition_of(name).partition("filename*=UTF-8''")[2]) == name
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_plain_name_is_safe_to_save_under(name: str) -> None:
     plain = disposition_of(clean_filename(name)).split('"')[1]
@@ -58,7 +68,8 @@ def test_the_plain_name_is_safe_to_save_under(name: str) -> None:
     ("claimed_name", "expected"),
     [
         ("a.txt", "a.txt"), ("C:\\temp\\a.txt", "a.txt"), ("/etc/passwd", "passwd"), ("../..", ".."), ("a/", ""),
-        ("a\nb", "ab"), ("\ud800a", "a"), ("a" * 2000, "a" * FILENAME_CHARS_MAX),
+        ("a\nb", "ab"), ("\ud800a", "a"), ("a\u2028b\x85", "ab"),
+        (ODD, ODD), ("a" * 2000, "a" * FILENAME_CHARS_MAX),
     ],
 )  # fmt: skip
 def test_a_path_is_cut_down_to_its_last_part(claimed_name: str, expected: str) -> None:
@@ -97,7 +108,8 @@ def test_every_type_is_fit_for_a_header(filename: str, claimed: str) -> None:
         ("bytes=3-99", Span(3, 7)), ("bytes=-3", Span(7, 3)), ("bytes=-99", Span(0, 10)), (" bytes=0-1 ", Span(0, 2)),
         ("bytes=5-3", None), ("bytes=-", None), ("bytes=0-1,3-4", None), ("items=0-1", None), ("bytes=a-b", None),
         ("bytes=1", None), ("bytes=--1", None), ("bytes 0-1", None), ("bytes=0-1;", None),
-        ("bytes=9-9", Span(9, 1)), ("bytes=0-9999999999999999999", Span(0, 10)), ("bytes=" + "9" * 30 + "-", None),
+        ("bytes=9-9", Span(9, 1)), ("bytes=0-9999999999999999999", Span(0, 10)), ("bytes=0-" + "9" * 30, Span(0, 10)),
+        ("bytes=-" + "9" * 6000, Span(0, 10)), ("bytes=" + "0" * 5000 + "3-5", Span(3, 3)), ("bytes=٣-", None),
     ],
 )  # fmt: skip
 def test_a_range_is_understood_or_ignored(header: str | None, expected: Span | None) -> None:
@@ -105,7 +117,15 @@ def test_a_range_is_understood_or_ignored(header: str | None, expected: Span | N
 
 
 @pytest.mark.parametrize(
-    ("header", "size"), [("bytes=10-", 10), ("bytes=10-12", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-1", 0)]
+    ("header", "size"),
+    [
+        ("bytes=10-", 10),
+        ("bytes=" + "9" * 30 + "-", 10),
+        ("bytes=10-12", 10),
+        ("bytes=-0", 10),
+        ("bytes=0-", 0),
+        ("bytes=-1", 0),
+    ],
 )
 def test_a_range_that_cannot_be_met_is_416(header: str, size: int) -> None:
     with pytest.raises(HttpError) as caught:

@@ -85,11 +85,31 @@ def test_content_that_looks_like_a_boundary_is_content(content: bytes, size: int
     assert parse(cut(form(field("file", content, "a")), size))[2] == content
 
 
-@pytest.mark.parametrize("name", ["a b.txt", "", "é.txt", "日本.txt", "a;b", "a%22b", "C:\\temp\\x", "n" * 500])
+@pytest.mark.parametrize("name", ["a b.txt", "é.txt", "日本.txt", "a;b", "a%22b", "C:\\temp\\x", "n" * 500])
 def test_names_arrive(name: str) -> None:
     assert parse([form(field("file", b"x", name))])[0].rpartition("\\")[2] == name.rpartition("\\")[2].replace(
         "%22", '"'
     )
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("é.txt".encode(), "é.txt"),
+        ("é “x” €.txt".encode("cp1252"), "é “x” €.txt"),
+        (b"a\x81b", "a\ufffdb"),
+        ("\u202f\u3000\xa0.txt".encode(), "\u202f\u3000\xa0.txt"),
+    ],
+)
+def test_names_arrive_in_whatever_encoding_they_were_sent(raw: bytes, name: str) -> None:
+    body = form(field("file", b"x", "NAME")).replace(b"NAME", raw)
+    assert parse([body]) == (name, "", b"x")
+
+
+def test_a_form_in_which_no_file_was_chosen_is_refused() -> None:
+    with pytest.raises(HttpError, match="no file was chosen") as caught:
+        parse([form(field("file", b"", "", "Content-Type: application/octet-stream"))])
+    assert caught.value.status == 400
 
 
 def test_a_field_without_a_file_name_is_a_file_without_a_name() -> None:

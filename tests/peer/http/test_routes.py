@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, in_world, others, pending, put, services
+from worlds import converged, everywhere, holders, in_world, others, pending, put, services
 
 from peer.config import Address, Config
 from peer.http.app import make_app
@@ -426,13 +426,14 @@ def test_the_queue_is_filtered_before_it_is_cut() -> None:
         await trio.sleep(5)
         for number in range(3):
             await put(world, "node-1", f"k{number}", b"x")
+            await trio.sleep(0.01)
 
         async def queue(query: str) -> list[tuple[str, str]]:
             answer = (await ask(world, "GET", f"/replication-queue?{query}")).json()
             assert answer["count"] == len(answer["items"])
             return [(item["file_key"], item["status"]) for item in answer["items"]]
 
-        missing = [(f"k{number}", "PENDING") for number in range(3)]
+        missing = [(f"k{number}", "PENDING") for number in reversed(range(3))]
         assert await queue("") == [*missing, ("recovered", "COMPLETED")]
         assert await queue("status=COMPLETED&limit=1") == [("recovered", "COMPLETED")]
         assert await queue("status=PENDING&limit=2") == missing[:2]
@@ -475,7 +476,103 @@ def test_nodes_are_listed_with_what_is_believed_of_them_and_checked_now() -> Non
     in_world(scenario)
 
 
+def test_numbers_are_whole_as_old_clients_read_them() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"x")
+        latencies = [node["latency_ms"] for node in (await ask(world, "GET", "/nodes")).json()]
+        latencies += [node["latency_ms"] for node in (await ask(world, "GET", "/nodes/check")).json()["nodes"]]
+        assert [type(latency) for latency in latencies] == [int] * 6
+        assert (await world.request("node-2", "GET", "/files/k")).headers["x-node-latency-ms"].isdecimal()
+
+    in_world(scenario)
+
+
+def test_an_item_of_the_queue_has_a_source_also_when_nobody_holds_the_file() -> None:
+    async def scenario(world: World) -> None:
+        await ask(world, "POST", "/files/register", json=registration(node_id="node-2"))
+        items = (await ask(world, "GET", "/replication-queue")).json()["items"]
+        assert [item["source_node_id"] for item in items] == ["node-1"] * 2
+
+    in_world(scenario, peers=2, copies=2)
+
+
+# --- uploads and downloads by their other names ---
+
+
+def test_a_raw_body_is_stored_under_the_id_it_is_put_to() -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.request(
+            "node-1", "PUT", "/files/k", content=CONTENT, headers={"content-type": "image/png"}
+        )
+        receipt = answer.json()
+        assert (receipt["file_id"], receipt["original_filename"], receipt["content_type"]) == ("k", "k", "image/png")
+        assert receipt["checksum_sha256"] == hashlib.sha256(CONTENT).hexdigest()
+        assert await everywhere(world, "k") == [CONTENT] * 3
+        named = await world.request("node-2", "PUT", "/files/k?filename=dir/a.txt&copies=1", content=b"new")
+        assert named.json()["original_filename"] == "a.txt"
+        assert named.json()["content_type"] == "text/plain"
+        await converged(world)
+        assert await everywhere(world, "k") == [b"new"] * 3
+        digest = {"repr-digest": f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"}
+        assert_error(await world.request("node-1", "PUT", "/files/k", content=b"other", headers=digest), 400)
+        assert_error(await world.request("node-1", "PUT", "/files/.k", content=b"other"), 400)
+        assert_error(await world.request("node-1", "PUT", f"/files/{'k' * 129}", content=b"other"), 400)
+        assert await everywhere(world, "k") == [b"new"] * 3
+
+    in_world(scenario, **SMALL)
+
+
+def test_the_naming_services_upload_and_download_are_the_same_with_its_words() -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.post_file("node-2", "/upload", "a.txt", CONTENT, {})
+        receipt = answer.json()
+        assert (receipt["routed_via"], receipt["selected_node"], receipt["node_latency_ms"]) == (
+            "naming-service", "node-2", 0,
+        )  # fmt: skip
+        assert receipt["replication"]["successful"] == 2
+        got = await world.request("node-3", "GET", f"/download/{receipt['file_key']}")
+        assert got.content == CONTENT
+        assert got.headers["x-routed-from"] == "node-3"
+        assert_error(await world.request("node-3", "GET", "/download/unknown"), 404)
+
+    in_world(scenario, **SMALL)
+
+
+def test_a_location_counts_once_its_node_has_proved_it() -> None:
+    async def scenario(world: World) -> None:
+        targets_of = others(world, "node-1").placement.targets_of
+        key = next(key for number in range(99) if targets_of(key := f"k{number}", 1) == ["node-1"])
+        await put(world, "node-1", key, CONTENT)
+
+        async def location(**body: object) -> httpx.Response:
+            return await ask(world, "POST", "/files/register-location", json=body)
+
+        assert (await location(file_key=key, node_id="node-1")).json() == {"success": True, "verified": True}
+        assert (await location(file_key=key, node_id="node-2")).json() == {"success": True, "verified": False}
+        assert holders(world, "node-1", key) == ["node-1"]
+        assert_error(await location(file_key="unknown", node_id="node-1"), 404)
+        assert_error(await location(file_key=key, node_id="node-9"), 400)
+        assert_error(await location(file_key=".k", node_id="node-1"), 400)
+        assert_error(await location(node_id="node-1"), 400)
+
+    in_world(scenario, peers=2, copies=1, **SMALL)
+
+
 # --- what is not there ---
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/files", "GET, HEAD, POST"), ("/files/k", "DELETE, GET, HEAD, PUT"), ("/upload", "POST"),
+        ("/nodes", "GET, HEAD"), ("/files/register", "DELETE, GET, HEAD, POST, PUT"),
+    ],
+)  # fmt: skip
+def test_a_refused_method_is_told_all_that_are_allowed(path: str, allowed: str) -> None:
+    async def scenario(world: World) -> None:
+        assert (await ask(world, "PATCH", path)).headers["allow"] == allowed
+
+    alone(scenario)
 
 
 @pytest.mark.parametrize(
@@ -483,9 +580,11 @@ def test_nodes_are_listed_with_what_is_believed_of_them_and_checked_now() -> Non
     [
         ("GET", "/", 404), ("GET", "/nothing", 404), ("GET", "/files/a/b", 404), ("POST", "/files/a/b", 404),
         ("PATCH", "/files", 405), ("DELETE", "/files", 405), ("PUT", "/files", 405), ("POST", "/files/k", 405),
+        ("POST", "/download/k", 405),
         ("PATCH", "/files/k", 405), ("POST", "/nodes", 405), ("POST", "/health", 405), ("GET",
         "/nodes/node-1/recover", 405),
-        ("PUT", "/files/register", 405), ("POST", "/replication-queue", 405), ("OPTIONS", "/files", 405),
+        ("PATCH", "/files/register", 405), ("POST", "/replication-queue", 405), ("GET", "/upload", 405),
+        ("OPTIONS", "/files", 405),
         ("GET", "/peer/exchange", 405), ("POST", "/nodes/nobody/recover", 404), ("POST", "/nodes/%20/recover", 404),
         ("GET", "/files/register", 404), ("GET", "/files/unknown", 404), ("DELETE", "/files/unknown", 404),
     ],
