@@ -72,5 +72,9 @@ class Config:
     """Chunks up to this size live in the database; larger ones are files (measured: docs/decisions.md)."""
     chunk_bytes_max: int = 8 * 1024 * 1024
     file_bytes_max: int = 1 << 40
+    names: tuple[str, ...] = ()
+    """Host names this peer goes by, beside its addresses; a request to any other is refused."""
+    origins: tuple[str, ...] = ()
+    """Origins (`https://dash.example`) whose pages may use this peer, beside those of its members."""
     log_level: str = "info"
     hostname: str = "localhost"

@@ -22,6 +22,7 @@ CHUNKS = "tests/peer/store/test_chunks.py"
 SPACE = "tests/peer/store/test_space.py"
 DATABASE = "tests/peer/store/test_database.py"
 ENV = "tests/peer/world/test_env.py"
+CALLERS = "tests/peer/http/test_callers.py"
 WORKER = "tests/peer/test_worker.py"
 
 CATALOG_FILE = "protocol/catalog.py"
@@ -649,5 +650,22 @@ MUTANTS = (
         "            self._steps += 1",
         "            self._steps += 1\n            self._woken = trio.Event()",
         (WORKER,),
+    ),
+    # --- who may ask ---
+    Mutant(
+        "any-host-will-do",
+        "A name of a page's own that points here is answered.",
+        "peer/http/callers.py",
+        "        return is_address or name in self._names",
+        "        return True",
+        (CALLERS,),
+    ),
+    Mutant(
+        "any-origin-may-write",
+        "Pages of elsewhere may use a peer through the browser of its user.",
+        "peer/http/callers.py",
+        "        elif not self._may_ask(scope, origin):",
+        "        elif not origin:",
+        (CALLERS,),
     ),
 )

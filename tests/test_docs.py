@@ -14,6 +14,7 @@ import click
 import pytest
 
 from peer.cli.main import minidfs
+from peer.config import Address, Config
 from peer.http.app import make_app
 from sim.__main__ import sim
 
@@ -174,7 +175,8 @@ def test_documents_that_errors_point_to_exist(sources: dict[str, str]) -> None:
 
 def test_the_list_of_endpoints_has_every_route_of_clients() -> None:
     text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
-    routes = make_app(None, "0", lambda: None).routes  # type: ignore[arg-type]
+    config = Config(node_id="node-1", listen=Address("127.0.0.1", 1), data=Path())
+    routes = make_app(config, "0", lambda: None).app.routes  # type: ignore[attr-defined]
     paths = [route.path for route in routes if not route.path.startswith("/peer/")]
     assert len(paths) > 8
     assert [path for path in paths if f" {path}`" not in text.replace("{id}", "{node_id}")] == []

@@ -11,6 +11,7 @@ import click
 
 from peer.config import Address, Config, ConfigError
 
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -40,6 +41,13 @@ def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None)
     if value is not None and not CLUSTER_ID.fullmatch(value.lower()):
         raise click.BadParameter(f"{value!r} is no cluster id; it has 32 hexadecimal digits")
     return value and value.lower()
+
+
+def _origins(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not ORIGIN.fullmatch(value):
+            raise click.BadParameter(f"{value!r} is no origin; write scheme, host and port only: https://dash.example")
+    return values
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
@@ -82,6 +90,15 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> floa
 @click.option(
     "--cluster-id", metavar="HEX", callback=_cluster_id, help="Found or join only the cluster with this id (32 digits)."
 )
+@click.option("--name", "names", metavar="HOST", multiple=True, help="A host name the peer goes by; may be repeated.")
+@click.option(
+    "--origin",
+    "origins",
+    metavar="URL",
+    callback=_origins,
+    multiple=True,
+    help="An origin, as https://dash.example, whose pages may use the peer; may be repeated.",
+)
 @click.option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="info", show_default=True)
 def serve(
     node_id: str,
@@ -92,6 +109,8 @@ def serve(
     copies: int,
     heal_interval: float,
     cluster_id: str | None,
+    names: tuple[str, ...],
+    origins: tuple[str, ...],
     log_level: str,
 ) -> int:
     """Run one peer in the foreground.
@@ -107,6 +126,8 @@ def serve(
         copies=copies,
         heal_interval_s=heal_interval,
         cluster_id=cluster_id,
+        names=names,
+        origins=origins,
         log_level=log_level.lower(),
         hostname=socket.gethostname(),
     )

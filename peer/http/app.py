@@ -11,12 +11,13 @@ from starlette.routing import Route
 
 from peer.config import Config
 from peer.http import files, nodes, peers
+from peer.http.callers import Callers
 from peer.http.errors import HANDLERS, RETRY_AFTER, error_response, on_bug
 from peer.http.facade import FACADE
 from peer.http.services import Services
 
 
-def make_app(config: Config, version: str, services: Callable[[], Services | None]) -> Starlette:
+def make_app(config: Config, version: str, services: Callable[[], Services | None]) -> Callers:
     """The app of one peer. `services` gives None as long as the peer has not joined its cluster."""
 
     async def health(request: Request) -> JSONResponse:
@@ -73,4 +74,4 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
     ]
     app = Starlette(routes=routes, exception_handlers={**HANDLERS, Exception: on_bug})
     app.state.services = services
-    return app
+    return Callers(app, config, services)

@@ -650,7 +650,7 @@ def test_health_is_liveness_and_a_peer_that_has_not_joined_says_503_elsewhere() 
 
     async def main() -> None:
         transport = httpx.ASGITransport(make_app(config, "1.2.3", lambda: None))
-        async with httpx.AsyncClient(transport=transport, base_url="http://peer") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             health = await client.get("/health")
             assert health.json() == {
                 "status": "UP", "service": "storage-node", "node_id": "node-7", "node": "node-7", "hostname": "here",
