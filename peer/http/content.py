@@ -7,6 +7,8 @@ import mimetypes
 import re
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import formatdate, parsedate_to_datetime
 from unicodedata import category
 from urllib.parse import quote
 
@@ -112,6 +114,37 @@ def is_current(header: str | None, etag: str, *, weak: bool) -> bool:
     return "*" in tags or etag in tags or (weak and f"W/{etag}" in tags)
 
 
+def _modified_s(manifest: Manifest) -> int:
+    """When a file came into being, in whole seconds since 1970."""
+    return manifest.uploaded_at_ms // 1000
+
+
+def _date_in(headers: Headers, name: str) -> float | None:
+    """The date in a header field; None when there is none, or one nobody can read: it is ignored (RFC 9110, 13.1)."""
+    try:
+        date = parsedate_to_datetime(headers[name])
+    except (KeyError, ValueError, OverflowError):
+        return None
+    # Without a zone it is taken for GMT, which all dates of HTTP are in.
+    return date.replace(tzinfo=date.tzinfo or UTC).timestamp()
+
+
+def _is_wanted(headers: Headers, manifest: Manifest, etag: str) -> bool:
+    """`If-Match`, or without it `If-Unmodified-Since`: whether the file is still the one that is asked for."""
+    if headers.get("if-match"):
+        return is_current(headers["if-match"], etag, weak=False)
+    since = _date_in(headers, "if-unmodified-since")
+    return since is None or _modified_s(manifest) <= since
+
+
+def _is_known(headers: Headers, manifest: Manifest, etag: str) -> bool:
+    """`If-None-Match`, or without it `If-Modified-Since`: whether the client has the file already."""
+    if "if-none-match" in headers:
+        return is_current(headers["if-none-match"], etag, weak=True)
+    since = _date_in(headers, "if-modified-since")
+    return since is not None and _modified_s(manifest) <= since
+
+
 class FileResponse:
     """One file, or a range of it, as an ASGI app."""
 
@@ -120,9 +153,9 @@ class FileResponse:
         self._put = put
         manifest = put.manifest
         etag = etag_of(manifest)
-        if request_headers.get("if-match") and not is_current(request_headers["if-match"], etag, weak=False):
+        if not _is_wanted(request_headers, manifest, etag):
             raise HttpError(412, "the file has changed; read it again", {"etag": etag})
-        self._unchanged = is_current(request_headers.get("if-none-match"), etag, weak=True)
+        self._unchanged = _is_known(request_headers, manifest, etag)
         asked = request_headers.get("range") if request_headers.get("if-range") in (None, etag) else None
         # A client whose copy is current is told so, whatever range it asks for (RFC 9110, 13.2.2).
         span = None if self._unchanged else parse_range(asked, manifest.size_bytes)
@@ -135,6 +168,7 @@ class FileResponse:
     ) -> dict[str, str]:
         headers = {
             "etag": etag,
+            "last-modified": formatdate(_modified_s(manifest), usegmt=True),
             "accept-ranges": "bytes",
             "x-routed-from": source[0],
             "x-node-latency-ms": str(source[1]),

@@ -142,9 +142,8 @@ async def recover(request: Request) -> JSONResponse:
         raise HttpError(404, f"{node_id} is no node of this cluster; see GET /nodes")
     if node_id == services.others.me:
         recovery = await services.repair.recover()
-    elif services.others.is_down(node_id):
-        raise await _is_down(services, node_id)
     else:
+        # Believed down or not: one that has just come back is, for a moment.
         try:
             recovery = await services.others.client.recover(peer)
         except PeerUnreachable:

@@ -104,9 +104,14 @@ class Repair(Worker):
         self.wake()
 
     async def recover(self) -> Recovery:
-        """Hear what others have, then fetch all that is missing here. Raises StoreError."""
-        for other in self._others.membership.reachable():
-            await self._exchanger.exchange_patiently(other)
+        """Hear what others have, then fetch all that is missing here. Raises StoreError.
+
+        All of them are asked: to a peer that has just started, those it has not heard from yet look down.
+        """
+        async with trio.open_nursery() as nursery:
+            for member in self._others.membership.members():
+                if member.node_id != self._here.me:
+                    nursery.start_soon(self._exchanger.exchange_patiently, member.node_id)
         return await self.heal(all_of_it=True)
 
     async def heal(self, *, all_of_it: bool = False) -> Recovery:

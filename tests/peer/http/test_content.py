@@ -8,8 +8,17 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 
-from peer.http.content import Span, clean_filename, disposition_of, guess_content_type, is_current, parse_range
+from peer.http.content import (
+    Span,
+    _date_in,
+    clean_filename,
+    disposition_of,
+    guess_content_type,
+    is_current,
+    parse_range,
+)
 from peer.http.errors import HttpError
 from peer.world.wire import format_head
 from protocol.codec import FILENAME_CHARS_MAX
@@ -147,6 +156,15 @@ def test_every_range_lies_within_the_file(header: str, size: int) -> None:
 
 
 # --- conditions ---
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=40) | st.datetimes().map(str))
+@example("Thu, 01 Jan 0001 00:00:00 +2359")
+@example("Fri, 31 Dec 9999 23:59:59 -2359")
+@example("Thu, 01 Jan 2026 00:00:00")
+def test_any_date_is_understood_or_ignored(text: str) -> None:
+    found = _date_in(Headers({"if-modified-since": text}), "if-modified-since")
+    assert found is None or isinstance(found, float)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,28 @@ def test_downloads_keep_to_their_conditions_and_ranges_with_a_copy_and_without()
 
     # One copy among two peers: the other one passes it on.
     in_world(scenario, peers=2, copies=1, **SMALL)
+
+
+def test_a_download_keeps_to_conditions_about_dates_unless_tags_say_more() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", CONTENT)
+        stamp = (await ask(world, "GET", "/files/k")).headers["last-modified"]
+        modified = parsedate_to_datetime(stamp)
+        before, after = (format_datetime(modified + timedelta(seconds=s), usegmt=True) for s in (-1, 1))
+        for headers, status in [
+            ({"if-modified-since": stamp}, 304), ({"if-modified-since": after}, 304),
+            ({"if-modified-since": before}, 200), ({"if-modified-since": "yesterday"}, 200),
+            ({"if-modified-since": after, "if-none-match": '"x"'}, 200),
+            ({"if-modified-since": before, "if-none-match": ETAG}, 304),
+            ({"if-unmodified-since": stamp}, 200), ({"if-unmodified-since": before}, 412),
+            ({"if-unmodified-since": "Thu, 99 Foo 2026"}, 200),
+            ({"if-unmodified-since": before, "if-match": ETAG}, 200),
+            ({"if-unmodified-since": after, "if-match": '"x"'}, 412),
+            ({"if-range": stamp, "range": "bytes=0-0"}, 200),
+        ]:  # fmt: skip
+            assert (await ask(world, "GET", "/files/k", headers=headers)).status_code == status, headers
+
+    alone(scenario)
 
 
 def test_a_download_says_what_it_is_and_where_it_came_from() -> None:

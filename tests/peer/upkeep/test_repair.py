@@ -14,7 +14,6 @@ from worlds import (
     in_world,
     missing_files,
     orphans,
-    others,
     part,
     pending,
     put,
@@ -283,9 +282,10 @@ def test_recover_makes_a_peer_fetch_all_it_lacks_now() -> None:
         assert {**down.json(), "error": "", "detail": ""}.items() >= {"total": 1, "success": 0, "failed": 1}.items()
         assert [item["file_key"] for item in down.json()["pending_items"]] == ["k"]
         await world.start("node-2")
-        await world.wait_until(lambda: len(others(world, "node-3").membership.reachable()) == 2, 10)
-        answer = (await recover("node-3", "node-2")).json()
-        assert answer["failed"] == 0
+        # Whatever the others believe of it at this moment.
+        answer = await recover("node-3", "node-2")
+        assert answer.status_code == httpx.codes.OK
+        assert answer.json()["failed"] == 0
         assert really_holds(world, "node-2", "k")
 
     in_world(scenario, **SMALL)
