@@ -56,7 +56,7 @@ async def test_nobody_on_the_facade_feels_an_orderly_stop(tmp_path: Path) -> Non
         file_id = (await peers.upload("node-1", bytes(80 * 2**20)))["file_id"]
         stalled = await trio.open_tcp_stream("127.0.0.1", peers.port("node-1"))
         async with stalled:
-            await stalled.send_all(f"GET /files/{file_id} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await stalled.send_all(f"GET /files/{file_id} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             await stalled.receive_some(1000)
             peers.terminate("node-1")
 

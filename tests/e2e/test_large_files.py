@@ -182,7 +182,7 @@ async def test_many_slow_readers_of_a_file_elsewhere_keep_nobody_from_reading(tm
         slow = [await trio.open_tcp_stream("127.0.0.1", peers.port(reader)) for _ in range(40)]
         try:
             for stream in slow:
-                await stream.send_all(f"GET /files/{file_id} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                await stream.send_all(f"GET /files/{file_id} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             back = tmp_path / "back.bin"
             done = await curl("-o", str(back), url, within_s=8)
             assert done.returncode == 0, done.stderr.decode()

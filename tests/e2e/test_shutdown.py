@@ -55,10 +55,10 @@ async def test_neither_a_stalled_reader_nor_a_stalled_sender_holds_up_the_end(tm
         reader = await trio.open_tcp_stream("127.0.0.1", peers.port("node-1"))
         sender = await trio.open_tcp_stream("127.0.0.1", peers.port("node-1"))
         async with reader, sender:
-            await reader.send_all(f"GET /files/{receipt['file_id']} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await reader.send_all(f"GET /files/{receipt['file_id']} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert (await reader.receive_some(1000)).startswith(b"HTTP/1.1 200 ")
             await sender.send_all(
-                b"POST /files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+                b"POST /files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
                 b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
                 b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nand then nothing'
             )
@@ -74,7 +74,7 @@ async def test_idle_peers_end_at_once(tmp_path: Path) -> None:
     async with running_peers(tmp_path) as peers:
         kept = await trio.open_tcp_stream("127.0.0.1", peers.port("node-2"))
         async with kept:
-            await kept.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            await kept.send_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await kept.receive_some(1000)).startswith(b"HTTP/1.1 200 ")
             started = trio.current_time()
             await peers.local.stop_all()
