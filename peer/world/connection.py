@@ -46,14 +46,20 @@ class Limits:
     """Header fields: they cost more as objects than as bytes, and apps search them one by one."""
     header_timeout_s: float = 10.0
     """From the first byte of a head to its last, and from connecting to the first byte: against slow heads."""
-    body_idle_timeout_s: float = 30.0
-    """Without a byte of a body the app waits for: a slow upload may go on, a dead one must let go."""
+    body_patience_s: float = 30.0
+    """For a body: spent by waiting, earned back by what comes. So long is one waited for that comes to a stop."""
+    body_rate_min: float = 500.0
+    """Bytes a second that earn as much patience as they take: a slower body is given up at last."""
     write_timeout_s: float = 30.0
     """Without the client taking a byte of its response."""
     keep_alive_timeout_s: float = 75.0
     """Between two requests: longer than clients keep idle connections, so that they close first and lose no request."""
     connections_max: int = 512
-    """Open at one time: with files and outgoing connections still below the common 1024 file descriptors."""
+    """Of clients, open at one time: beyond it those that wait for a request make room, the longest idle first."""
+    peer_connections_max: int = 128
+    """Connections that do not count as clients', once a request of a peer has come over them."""
+    surplus_max: int = 64
+    """Beyond `connections_max` while all others are busy: for health checks, and for peers until they say so."""
     drain_bytes_max: int = 256 * 1024
     """Of a body the app did not read, thrown away to keep the connection; for more, reconnecting is cheaper."""
     linger_s: float = 1.0
@@ -64,16 +70,73 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+PEER_PATHS = "/peer/"
+"""What peers ask of each other."""
+VITAL_PATHS = (PEER_PATHS, "/health")
+"""Answered also when there are too many clients."""
+CROWDED = "too many connections; try again later or ask another peer"
+
 
 class Site:
-    """What all connections of a server share: the app, the limits, the date, and how many requests run."""
+    """What all connections of a server share: the app, the limits, the date, and who may be connected."""
 
     def __init__(self, app: ASGIApp, limits: Limits, wall_s: Callable[[], float]) -> None:
         self.app = app
         self.limits = limits
         self.requests_running = 0
+        self._clients: set[Connection] = set()
+        self._peers: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}
+        """Without a whole request, those that have waited longest first."""
         self._wall_s = wall_s
         self._date = (0, b"")
+
+    # --- who may be connected ---
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether there are more clients than there should be."""
+        return len(self._clients) > self.limits.connections_max
+
+    def admit(self, connection: Connection) -> bool:
+        """Make room for a new connection by ending one that waits, if there are too many; False if that is not enough.
+
+        Peers keep theirs: what clients do never costs them a connection.
+        """
+        if len(self._clients) >= self.limits.connections_max:
+            idle = next((waiting for waiting in self._waiting if waiting in self._clients), None)
+            if idle is not None:
+                self.forget(idle)
+                idle.make_room()
+        if len(self._clients) >= self.limits.connections_max + self.limits.surplus_max:
+            return False
+        self._clients.add(connection)
+        self._waiting[connection] = None
+        connection.surplus = self._is_crowded
+        return True
+
+    def note_waiting(self, connection: Connection) -> None:
+        """A connection has nothing to do."""
+        self._waiting.pop(connection, None)
+        self._waiting[connection] = None
+
+    def may_serve(self, connection: Connection, path: str) -> bool:
+        """Whether to answer a request, which a connection has brought in full."""
+        self._waiting.pop(connection, None)
+        is_peer = path.startswith(PEER_PATHS)
+        if is_peer and connection in self._clients and len(self._peers) < self.limits.peer_connections_max:
+            self._clients.discard(connection)
+            self._peers.add(connection)
+        is_too_many = connection.surplus and self._is_crowded and connection in self._clients
+        return not is_too_many or path.startswith(VITAL_PATHS)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is about to end."""
+        self._clients.discard(connection)
+        self._peers.discard(connection)
+        self._waiting.pop(connection, None)
+
+    # --- the date ---
 
     def date(self) -> bytes:
         """The time as a Date header gives it."""
@@ -115,6 +178,9 @@ class Connection:
         self.patience = trio.CancelScope()
         """Around everything; its deadline is that of the request we wait for, and none while we serve one."""
         self.busy = False
+        self.surplus = False
+        """It came when all others were busy, and there were as many as there should be."""
+        self._makes_room = False
         self.owing = False
         """A response has begun and is not complete."""
         self.rest = b""
@@ -122,23 +188,21 @@ class Connection:
         self._head_begun = False
         self._head_only = False
 
-    async def run(self, surplus: bool) -> None:
+    async def run(self) -> None:
         """Serve the client to the end of the connection. Whatever happens, the other connections live on."""
         try:
-            await self._serve_requests(surplus)
+            await self._serve_requests()
         except OSError as error:
             log.debug("lost %s: %s", self.client, error)
         except Exception:
             log.exception("a bug in the server ended the connection of %s", self.client)
         finally:
+            self.site.forget(self)
             self.transport.close(reset=self.owing)
             self.port.connections.pop(self)
 
-    async def _serve_requests(self, surplus: bool) -> None:
+    async def _serve_requests(self) -> None:
         self.local = self.transport.open()
-        if surplus:
-            await self._refuse(503, "too many connections; try again later or ask another peer")
-            return
         self.patience.deadline = trio.current_time() + self.limits.header_timeout_s
         try:
             with self.patience:
@@ -147,7 +211,15 @@ class Connection:
         except RequestError as error:
             await self._refuse(error.status, str(error))
         if self.patience.cancelled_caught and self._head_begun and not self.port.retired:
-            await self._refuse(408, f"the head of the request took over {self.limits.header_timeout_s} s")
+            if self._makes_room:
+                await self._refuse(503, CROWDED)
+            else:
+                await self._refuse(408, f"the head of the request took over {self.limits.header_timeout_s} s")
+
+    def make_room(self) -> None:
+        """End a connection that waits for a request: another one needs its place."""
+        self._makes_room = True
+        self.patience.cancel()
 
     async def _serve_request(self) -> bool:
         """Serve the next request; True if the connection can take another one behind it."""
@@ -157,11 +229,14 @@ class Connection:
         self.busy = True
         self.patience.deadline = math.inf
         self._head_only = request.method == "HEAD"
+        if not self.site.may_serve(self, request.path):
+            raise RequestError(503, CROWDED)
         if not await Cycle(self, request).run():
             if not self.owing:
                 await self.transport.linger(self.limits.linger_s)
             return False
         self.busy = False
+        self.site.note_waiting(self)
         return not self.port.retired
 
     async def _read_head(self) -> Request | None:
@@ -205,6 +280,7 @@ class Cycle:
         self._must_continue = request.expects_continue
         self._body_told = False
         self._body_error: RequestError | None = None
+        self._body_patience_s = connection.limits.body_patience_s
         self._disconnected = False
         self._watching: trio.CancelScope | None = None
 
@@ -220,7 +296,7 @@ class Cycle:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request only, and is logged
             self._report(error)
         else:
-            if not self._response.complete:
+            if not (self._response.complete or self._body_error):
                 self._report(RuntimeError("the app returned before its response was complete"))
         finally:
             site.requests_running -= 1
@@ -279,10 +355,7 @@ class Cycle:
         while not body.finished:
             # Of a body whose end is known nothing behind it is received: then pieces need no cutting.
             size = min(body.left, limits.read_bytes) if isinstance(body, CountedBody) else limits.read_bytes
-            received = connection.rest
-            if not received:
-                with trio.move_on_after(limits.body_idle_timeout_s):
-                    received = await connection.transport.recv(size)
+            received = connection.rest or await self._recv_body(size)
             if not received or self._body_error:
                 return None
             try:
@@ -293,6 +366,19 @@ class Cycle:
             if piece:
                 return piece
         return b""
+
+    async def _recv_body(self, size: int) -> bytes:
+        """Receive a piece of a body; b"" if the client is gone, or too slow."""
+        limits, received = self._connection.limits, b""
+        asked_at = trio.current_time()
+        with trio.move_on_after(self._body_patience_s) as waiting:
+            received = await self._connection.transport.recv(size)
+        if waiting.cancelled_caught:
+            rate = f"{limits.body_rate_min:g} bytes a second"
+            self._body_error = RequestError(408, f"the body comes too slowly, or not at all; send at least {rate}")
+        left_s = self._body_patience_s - (trio.current_time() - asked_at)
+        self._body_patience_s = min(limits.body_patience_s, max(0.0, left_s) + len(received) / limits.body_rate_min)
+        return received
 
     async def _wait_disconnected(self) -> None:
         connection = self._connection
@@ -315,8 +401,8 @@ class Cycle:
 
     async def send(self, message: Message) -> None:
         """ASGI: start the response or send more of it. ConnectionError or TimeoutError if the client is gone."""
-        if self._response.complete:
-            return
+        if self._response.complete or (self._body_error and not self._connection.owing):
+            return  # what is wrong with the body is for the server to say
         try:
             match message["type"]:
                 case "http.response.start":

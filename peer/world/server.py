@@ -24,8 +24,6 @@ LISTENER_CHECK_S = 0.5
 """When another thread closes a listener, the kernel tells nobody; we look this often."""
 ACCEPT_BACK_OFF_S = 0.1
 """After a failed accept, for example without a file descriptor left: new connections wait in the kernel's queue."""
-SURPLUS_CONNECTIONS_MAX = 64
-"""Connections over the limit that are told so at one time; on those beyond we just hang up."""
 
 _LISTENER_GONE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
@@ -96,10 +94,9 @@ class Server:
         sock = socket.socket(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         # Its number may be that of a listener which another thread closed and a task still waits for.
         trio.lowlevel.notify_closing(sock)
-        surplus = self.connections - self._site.limits.connections_max
-        if surplus >= SURPLUS_CONNECTIONS_MAX:
+        connection = Connection(self._site, port, sock, address)
+        if not self._site.admit(connection):
             sock.close()
             return
-        connection = Connection(self._site, port, sock, address)
         port.connections[connection] = None
-        nursery.start_soon(connection.run, surplus >= 0)
+        nursery.start_soon(connection.run)

@@ -473,16 +473,114 @@ async def test_a_silent_connection_is_closed_without_a_word() -> None:
 
 
 @on_trio
-async def test_a_connection_too_many_is_told_so_without_running_the_app() -> None:
-    async with serving(echo, connections_max=2, linger_s=0.05) as served:
+async def test_a_connection_too_many_makes_the_longest_idle_one_go() -> None:
+    async with serving(echo, connections_max=2) as served:
         async with served.client() as first, served.client() as second:
-            for client in (first, second):
+            for client in (first, second, first):
                 await client.send(GET)
                 assert (await client.answer()).status == 200
-            refused = await served.ask(b"")
-            assert refused.status == 503
-            assert refused.headers["retry-after"] == "1"
-            assert "try again" in refused.error
+            assert (await served.ask(GET)).status == 200
+            assert await second.until_eof() == b""
+            await first.send(GET)
+            assert (await first.answer()).status == 200
+        await served.wait_connections(0)
+
+
+@on_trio
+async def test_a_slow_head_makes_room_and_is_told_so() -> None:
+    async with serving(echo, connections_max=1) as served, served.client() as slow:
+        await slow.send(GET[:10])
+        await wait_head_begun(served)
+        assert (await served.ask(GET)).status == 200
+        refused = await slow.answer()
+        assert refused.status == 503
+        assert "too many connections" in refused.error
+
+
+async def wait_head_begun(served: Served) -> None:
+    def has_begun() -> bool:
+        ports = served.server._ports
+        return any(connection._head_begun for port in ports for connection in port.connections)
+
+    await wait_until(has_begun)
+
+
+@asynccontextmanager
+async def busy_clients(served: Served, count: int) -> AsyncIterator[None]:
+    """Clients whose requests are never done."""
+    async with trio.open_nursery() as nursery:
+        before = served.server.requests_running
+        for _ in range(count):
+            nursery.start_soon(served.ask, post(b"half")[:-1])
+        await wait_until(lambda: served.server.requests_running == before + count)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@on_trio
+async def test_with_all_connections_busy_a_client_is_refused_and_peers_and_health_checks_are_not() -> None:
+    async with serving(echo, connections_max=2, linger_s=0.05) as served, busy_clients(served, 2):
+        refused = await served.ask(GET)
+        assert refused.status == 503
+        assert refused.headers["retry-after"] == "1"
+        assert "try again" in refused.error
+        for path in (b"/health", b"/health/ready", b"/peer/exchange"):
+            assert (await served.ask(GET.replace(b"/ ", path + b" "))).status == 200
+        # Nor is the next request of a peer, over the same connection.
+        async with served.client() as peer:
+            for _ in range(2):
+                await peer.send(GET.replace(b"/ ", b"/peer/exchange "))
+                assert (await peer.answer()).status == 200
+
+
+@on_trio
+async def test_a_peer_keeps_its_idle_connection_however_many_clients_come() -> None:
+    async with serving(echo, connections_max=2, linger_s=0.05) as served, served.client() as peer:
+        for _ in range(2):
+            await peer.send(GET.replace(b"/ ", b"/peer/exchange "))
+            assert (await peer.answer()).status == 200
+            for _ in range(6):
+                async with served.client() as client:
+                    await client.send(GET)
+                    assert (await client.answer()).status == 200
+            async with busy_clients(served, 2):
+                pass
+
+
+@on_trio
+async def test_of_those_that_say_they_are_peers_only_some_are_kept() -> None:
+    async with serving(echo, connections_max=1, peer_connections_max=1) as served, served.client() as first:
+        await first.send(GET.replace(b"/ ", b"/peer/exchange "))
+        assert (await first.answer()).status == 200
+        async with served.client() as second:
+            await second.send(GET.replace(b"/ ", b"/peer/exchange "))
+            assert (await second.answer()).status == 200
+            assert (await served.ask(GET)).status == 200
+            assert await second.until_eof() == b""
+        await first.send(GET)
+        assert (await first.answer()).status == 200
+
+
+@on_trio
+async def test_beyond_the_surplus_a_connection_is_hung_up_on() -> None:
+    async with (
+        serving(echo, connections_max=1, surplus_max=1) as served,
+        busy_clients(served, 1),
+        served.client() as surplus,
+    ):
+        await surplus.send(post(b"half").replace(b"/up", b"/health")[:-1])
+        await wait_until(lambda: served.server.requests_running == 2)
+        async with served.client() as beyond:
+            assert await beyond.until_eof() == b""
+        await surplus.send(b"f")
+        assert (await surplus.answer()).status == 200
+
+
+@on_trio
+async def test_a_connection_whose_refused_request_is_over_makes_room_again() -> None:
+    async with serving(echo, connections_max=1, linger_s=0.05) as served:
+        async with busy_clients(served, 1):
+            assert (await served.ask(GET)).status == 503
         await served.wait_connections(0)
         assert (await served.ask(GET)).status == 200
 
@@ -695,16 +793,50 @@ async def test_a_body_that_does_not_come_does_not_hold_the_connection() -> None:
 
 
 @on_trio
-async def test_a_body_that_falls_silent_is_a_disconnect() -> None:
+async def test_a_body_that_falls_silent_is_a_disconnect_to_the_app_and_408_to_the_client() -> None:
     told: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         told.extend([await receive(), await receive(), await receive()])
 
-    async with serving(app, body_idle_timeout_s=0.05) as served, served.client() as client:
+        await respond(send, 400, b"the app's own opinion")
+
+    async with serving(app, body_patience_s=0.05, linger_s=0.05) as served, served.client() as client:
         await client.send(post(b"hello")[:-1])
+        answer = await client.answer()
+        assert answer.status == 408
+        assert "too slowly" in answer.error
         assert await client.until_eof() == b""
     assert [message["type"] for message in told] == ["http.request", "http.disconnect", "http.disconnect"]
+
+
+@on_trio
+async def test_a_body_slower_than_the_least_rate_ends_however_steadily_it_comes() -> None:
+    slow = trio.Event()
+
+    async def drip(client: Client) -> None:
+        for _ in range(1000):
+            await client.send(b"x")
+            if slow.is_set():
+                return
+            await trio.sleep(0.01)
+
+    limits = {"body_patience_s": 0.2, "body_rate_min": 1_000_000, "linger_s": 0.05}
+    async with serving(echo, **limits) as served, served.client() as client, trio.open_nursery() as nursery:
+        await client.send(post(b"x" * 10_000)[:-10_000])
+        nursery.start_soon(drip, client)
+        assert (await client.answer()).status == 408
+        slow.set()
+
+
+@on_trio
+async def test_a_body_at_the_least_rate_goes_on_beyond_the_patience_for_silence() -> None:
+    async with serving(echo, body_patience_s=0.5, body_rate_min=1) as served, served.client() as client:
+        await client.send(post(b"x" * 8)[:-8])
+        for _ in range(8):
+            await client.send(b"x")
+            await trio.sleep(0.1)
+        assert (await client.answer()).status == 200
 
 
 @on_trio
