@@ -23,6 +23,8 @@ SPACE = "tests/peer/store/test_space.py"
 DATABASE = "tests/peer/store/test_database.py"
 ENV = "tests/peer/world/test_env.py"
 CALLERS = "tests/peer/http/test_callers.py"
+MIN_COPIES = "tests/peer/files/test_min_copies.py"
+SERVER = "tests/peer/world/test_server.py"
 WORKER = "tests/peer/test_worker.py"
 
 CATALOG_FILE = "protocol/catalog.py"
@@ -524,7 +526,7 @@ MUTANTS = (
     Mutant(
         "leases-not-renewed",
         "What an upload staged lapses while the rest still arrives.",
-        "peer/files/delivery.py",
+        "peer/files/pushing.py",
         "                nursery.start_soon(self._renew_leases)\n",
         "",
         (HOLDING,),
@@ -650,6 +652,40 @@ MUTANTS = (
         "            self._steps += 1",
         "            self._steps += 1\n            self._woken = trio.Event()",
         (WORKER,),
+    ),
+    # --- least copies ---
+    Mutant(
+        "put-before-its-copies",
+        "With least copies asked for, the put is written before enough peers have the chunks.",
+        "peer/files/uploads.py",
+        "            if new.min_copies > 1:",
+        "            if not new.min_copies:",
+        (MIN_COPIES,),
+    ),
+    Mutant(
+        "fewer-copies-than-asked",
+        "A peer that is gone after it had promised a copy is not missed.",
+        "peer/files/uploads.py",
+        "        if len(confirmed) + 1 < new.min_copies:",
+        "        if len(confirmed) < 0:",
+        (MIN_COPIES,),
+    ),
+    # --- crowds ---
+    Mutant(
+        "idle-clients-keep-their-place",
+        "Connections that do nothing make no room for new ones.",
+        "peer/world/connection.py",
+        "            if idle is not None:",
+        "            if idle is None:",
+        (SERVER,),
+    ),
+    Mutant(
+        "peers-make-room-for-clients",
+        "What clients do costs peers their connections.",
+        "peer/world/connection.py",
+        "            self._peers.add(connection)",
+        "            self._clients.add(connection)",
+        (SERVER,),
     ),
     # --- who may ask ---
     Mutant(

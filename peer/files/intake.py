@@ -31,6 +31,8 @@ class NewFile:
     file_key: str | None
     """None: a new one is drawn."""
     copies: int
+    min_copies: int = 1
+    """Fewer are a failure; at most `copies`."""
     digests: dict[str, bytes] = field(default_factory=dict)
     """Of the whole content, by the name hashlib has for the algorithm; checked before anything is acknowledged."""
 

@@ -13,8 +13,9 @@ from uuid import UUID
 import trio
 
 from peer.config import Config
-from peer.files.delivery import Deliveries, Delivery, Pusher
+from peer.files.delivery import Deliveries, Delivery, TooFewCopies
 from peer.files.intake import Intake, NewFile
+from peer.files.pushing import Pusher
 from peer.files.targets import Targets
 from peer.gossip.peers import Peers
 from peer.store.chunk_files import FreshChunk
@@ -56,38 +57,61 @@ class Uploads:
     async def take_in(self, new: NewFile, pieces: AsyncIterator[bytes]) -> Receipt:
         """Store a file and replicate it.
 
-        Raises UploadRefused, NoSpace or StoreError, and what `pieces` raises; then nothing of it stays.
+        Raises UploadRefused, NoSpace or StoreError, and what `pieces` raises; then nothing of it stays. Raises
+        TooFewCopies, also when a peer that had promised a copy is gone a moment later; only then the file stays.
         """
         self._here.space.check()
+        self._check_reachable(new.min_copies)
         file_key = new.file_key or self.new_file_key()
         targets = self._others.placement.targets_of(file_key, new.copies)
         async with helper_tasks() as nursery:
             pushers = {target: self._deliveries.pusher(target) for target in self._others.worth_asking(targets)}
             for pusher in pushers.values():
                 nursery.start_soon(pusher.run)
-            put = await self._store(new, file_key, pieces, pushers.values())
+            put = await self._store(new, file_key, pieces, pushers, nursery)
             deliveries = await self._deliveries.deliver(put, targets, pushers)
         # Not whom the catalog has for holders: of a put that was there before, one may have lost its disk since.
         confirmed = [delivery.node_id for delivery in deliveries if delivery.error is None]
+        if len(confirmed) + 1 < new.min_copies:
+            raise TooFewCopies(
+                f"{put.manifest.file_key} is stored, with {len(confirmed) + 1} of {new.min_copies} copies so far, for a"
+                " peer failed just now; send it again under this file_id until it has them"
+            )
         return Receipt(put, tuple(deliveries), tuple(sorted([self._here.me, *confirmed])))
 
-    async def _store(self, new: NewFile, file_key: str, pieces: AsyncIterator[bytes], pushers: Iterable[Pusher]) -> Put:
+    def _check_reachable(self, min_copies: int) -> None:
+        reachable = 1 + len(self._others.worth_asking(member.node_id for member in self._others.membership.members()))
+        if reachable < min_copies:
+            raise TooFewCopies(
+                f"{min_copies} copies were asked for and {reachable} peers can be reached; ask for fewer, or later"
+            )
+
+    async def _store(
+        self,
+        new: NewFile,
+        file_key: str,
+        pieces: AsyncIterator[bytes],
+        pushers: dict[NodeId, Pusher],
+        nursery: trio.Nursery,
+    ) -> Put:
         """Have the file on this disk and in the log, its larger chunks offered to the targets on the way."""
 
         def offer(chunk: FreshChunk) -> None:
-            for pusher in pushers:
+            for pusher in pushers.values():
                 pusher.offer(chunk)
 
         intake = Intake(self._env, self._config, self._here.chunks, new.digests, offer)
         try:
             await intake.receive(pieces)
+            if new.min_copies > 1:
+                await self._deliveries.stage(intake.fresh, file_key, new.min_copies - 1, pushers, nursery)
             if new.file_key is not None:
                 await self._targets.ask(file_key)
             return await self._commit(intake, new, file_key)
         except BaseException as error:
             await intake.discard()
             if isinstance(error, Exception):
-                await self._call_off(pushers)
+                await self._call_off(pushers.values())
             raise
 
     async def _call_off(self, pushers: Iterable[Pusher]) -> None:

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from peer.files.delivery import TooFewCopies
 from peer.files.intake import UploadRefused
 from peer.files.keys import Conflict, NobodyToAsk
 from peer.gossip.fetching import ContentUnavailable
@@ -58,6 +59,7 @@ STATUS_OF: dict[type[Exception], tuple[int, Mapping[str, str] | None]] = {
     Conflict: (409, None),
     ContentUnavailable: (503, RETRY_AFTER),
     NobodyToAsk: (503, RETRY_AFTER),
+    TooFewCopies: (503, RETRY_AFTER),
     NoSpace: (507, None),
     StoreError: (503, RETRY_AFTER),
 }

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -58,7 +59,7 @@ async def _take_form(services: Services, request: Request) -> Receipt:
     file_key = None if wanted is None else _file_id(wanted)
     wishes = _wishes_in(services, request)
     part = await open_file_part(request)
-    return await _take_in(services, part.pieces, part.filename, part.content_type, file_key, *wishes)
+    return await _take_in(services, part.pieces, part.filename, part.content_type, file_key, wishes)
 
 
 async def upload_raw(request: Request) -> JSONResponse:
@@ -68,7 +69,7 @@ async def upload_raw(request: Request) -> JSONResponse:
     wishes = _wishes_in(services, request)
     filename = request.query_params.get("filename") or file_key
     content_type = request.headers.get("content-type", "")
-    receipt = await _take_in(services, request.stream(), filename, content_type, file_key, *wishes)
+    receipt = await _take_in(services, request.stream(), filename, content_type, file_key, wishes)
     return JSONResponse(receipt_json(services, receipt))
 
 
@@ -79,11 +80,22 @@ def _file_id(text: str) -> str:
     return text
 
 
-def _wishes_in(services: Services, request: Request) -> tuple[int, dict[str, bytes]]:
-    """How many copies are wanted, and the hashes the content must have. Raises HttpError 400."""
-    if number_in(request, "min_copies", 1, COPIES_MAX, 1) > 1:
-        raise HttpError(400, "min_copies above 1 is not available in this release; read durable_copies in the receipt")
-    return number_in(request, "copies", services.config.copies, COPIES_MAX, 1), expected_digests(request)
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """How many copies are wanted, how many at least, and the hashes the content must have."""
+
+    copies: int
+    min_copies: int
+    digests: dict[str, bytes]
+
+
+def _wishes_in(services: Services, request: Request) -> _Wishes:
+    """What a client asks for beside storing its file. Raises HttpError 400."""
+    min_copies = number_in(request, "min_copies", 1, COPIES_MAX, 1)
+    copies = number_in(request, "copies", max(min_copies, services.config.copies), COPIES_MAX, 1)
+    if copies < min_copies:
+        raise HttpError(400, f"min_copies is at most copies, which is {copies}")
+    return _Wishes(copies, min_copies, expected_digests(request))
 
 
 async def _take_in(
@@ -92,16 +104,16 @@ async def _take_in(
     filename: str,
     content_type: str,
     file_key: str | None,
-    copies: int,
-    digests: dict[str, bytes],
+    wishes: _Wishes,
 ) -> Receipt:
     name = clean_filename(filename)
     new = NewFile(
         filename=name,
         content_type=guess_content_type(name, content_type),
         file_key=file_key,
-        copies=copies,
-        digests=digests,
+        copies=wishes.copies,
+        min_copies=wishes.min_copies,
+        digests=wishes.digests,
     )
     return await services.uploads.take_in(new, pieces)
 

@@ -88,7 +88,7 @@ async def put_chunk(request: Request) -> Response:
     chunk_hash = _hash_in(request)
     env, chunks = services.env, services.here.chunks
     services.here.space.check()
-    writer = ChunkWriter(chunks.files)
+    writer = ChunkWriter(chunks.files, inline=False)
     try:
         async for piece in _body_up_to(request, services.config.chunk_bytes_max):
             await env.run_blocking(Work.DISK, writer.write, piece)

@@ -116,10 +116,14 @@ class ChunkFiles:
 
 
 class ChunkWriter:
-    """Takes one chunk's bytes in pieces; all methods block once there are more than fit the database."""
+    """Takes one chunk's bytes in pieces; all methods block once there are more than fit the database.
 
-    def __init__(self, files: ChunkFiles) -> None:
+    Where it is not `inline`, each byte goes into a file: then also a small chunk is synced when it is finished.
+    """
+
+    def __init__(self, files: ChunkFiles, *, inline: bool = True) -> None:
         self._files = files
+        self._inline_bytes_max = files.inline_bytes_max if inline else 0
         self._hash = blake3()
         self._head = bytearray()
         self._file: WritableFile | None = None
@@ -142,7 +146,7 @@ class ChunkWriter:
         self.size += len(piece)
         if self._file is not None:
             self._file.write(piece)
-        elif self.size <= self._files.inline_bytes_max:
+        elif self.size <= self._inline_bytes_max:
             self._head += piece
         else:
             self._serial = self._files.next_serial()

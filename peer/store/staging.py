@@ -55,6 +55,11 @@ class Staging:
         del self._staged[chunk_hash]
         self._discard([found.chunk])
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any chunk is staged."""
+        return bool(self._staged)
+
     def has(self, chunk_hash: bytes) -> bool:
         """Whether a chunk of this hash is staged."""
         return chunk_hash in self._staged
