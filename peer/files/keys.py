@@ -50,6 +50,18 @@ class Keys:
         found = self._here.shown(file_key)
         return found if found is not None else await self._find_elsewhere(file_key)
 
+    async def find_version(self, file_key: str, dot: Dot) -> Put | None:
+        """One version of a file; None when it is none, or was replaced or deleted. Raises NobodyToAsk, StoreError."""
+        if self._here.put_at(dot) is None:
+            await self._find_elsewhere(file_key)
+        found = self._here.put_at(dot)
+        return found if found is not None and found.manifest.file_key == file_key else None
+
+    async def versions(self, file_key: str) -> list[Put]:
+        """All versions of a file, the one that is listed and served first. Raises NobodyToAsk, StoreError."""
+        await self.find(file_key)
+        return self._here.versions(file_key)
+
     async def _find_elsewhere(self, file_key: str) -> Put | None:
         answered = await self._targets.ask(file_key)
         found = self._here.shown(file_key)

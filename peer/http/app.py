@@ -55,6 +55,7 @@ def make_app(config: Config, version: str, services: Callable[[], Services | Non
         Route("/files/{file_id}", files.download, methods=["GET"]),
         Route("/files/{file_id}", files.upload_raw, methods=["PUT"]),
         Route("/files/{file_id}", files.delete, methods=["DELETE"]),
+        Route("/files/{file_id}/versions", files.versions, methods=["GET"]),
         Route("/upload", files.upload_routed, methods=["POST"]),
         Route("/download/{file_id}", files.download, methods=["GET"]),
         Route("/nodes", nodes.nodes),

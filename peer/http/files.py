@@ -25,7 +25,8 @@ from peer.http.requests import file_key_in, json_object_of, number_in, services_
 from peer.http.services import Services
 from peer.http.times import rfc3339
 from protocol.codec import SIZE_MAX
-from protocol.identity import NODE_ID_PATTERN, NodeId
+from protocol.errors import MalformedMessage
+from protocol.identity import NODE_ID_PATTERN, Dot, NodeId
 from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Manifest, Put
 
 FILES_LIMIT = 100
@@ -182,9 +183,7 @@ def stored_name(put: Put) -> str:
 async def download(request: Request) -> FileResponse:
     """`GET` and `HEAD /files/{file_id}`: the content, from wherever it is."""
     services = services_of(request)
-    put = await services.keys.find(file_key_in(request))
-    if put is None:
-        raise HttpError(404, "no file has this id; GET /files lists them")
+    put = await _asked_for(services, request)
     if put.manifest.chunks is None:
         reason = "it is registered and has no content; upload it with this file_id"
         raise HttpError(503, f"the file cannot be read now: {reason}", {"retry-after": "5"})
@@ -195,6 +194,38 @@ async def download(request: Request) -> FileResponse:
         # Its chunks may be there all the same, here and elsewhere; of an empty file there is nothing to look for.
         source = services.others.me
     return FileResponse(services.downloads, put, request.headers, (source, latency_ms(services.others, source)))
+
+
+async def _asked_for(services: Services, request: Request) -> Put:
+    """The version of a file in a request's path and query. Raises HttpError 400, 404."""
+    file_key, version = file_key_in(request), request.query_params.get("version")
+    if version is None:
+        put = await services.keys.find(file_key)
+        if put is None:
+            raise HttpError(404, "no file has this id; GET /files lists them")
+        return put
+    try:
+        dot = Dot.parse(version)
+    except MalformedMessage:
+        raise HttpError(400, f"version is no dot; GET /files/{file_key}/versions lists them") from None
+    put = await services.keys.find_version(file_key, dot)
+    if put is None:
+        raise HttpError(404, "the file has no such version; it may have been replaced or deleted")
+    return put
+
+
+async def versions(request: Request) -> JSONResponse:
+    """`GET /files/{file_id}/versions`: the versions that were written without knowing of each other."""
+    services = services_of(request)
+    file_key = file_key_in(request)
+    found = await services.keys.versions(file_key)
+    if not found:
+        raise HttpError(404, "no file has this id; GET /files lists them")
+    listed = [
+        {**file_json(put, services.here.holders(put.dot)), "dot": str(put.dot), "shown": number == 0}
+        for number, put in enumerate(found)
+    ]
+    return JSONResponse({"file_id": file_key, "file_key": file_key, "versions": listed, "count": len(listed)})
 
 
 async def delete(request: Request) -> JSONResponse:

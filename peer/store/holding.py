@@ -63,6 +63,10 @@ class Holding:
         """The version of a file that is listed and served."""
         return self.database.look_up(lambda connection: lookups.find_shown(connection, file_key))
 
+    def versions(self, file_key: str) -> list[Put]:
+        """All live puts of a file, the one that is listed and served first."""
+        return self.database.look_up(lambda connection: lookups.find_versions(connection, file_key))
+
     def holders(self, put: Dot) -> tuple[NodeId, ...]:
         """The peers that hold a put, by node id."""
         return self.database.look_up(lambda connection: lookups.holders_of(connection, put))

@@ -11,6 +11,7 @@ from peer.store.rows import select_puts, version_vector_of
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.messages import ItemStatus
 from protocol.ops import Put
+from protocol.store import show_order
 
 
 class PageEnd(NamedTuple):
@@ -58,6 +59,12 @@ def find_shown(connection: sqlite3.Connection, file_key: str) -> Put | None:
     """The version of a file that is listed and served."""
     found = next(select_puts(connection, "WHERE puts.file_key = ? AND puts.shown", file_key), None)
     return found[1] if found else None
+
+
+def find_versions(connection: sqlite3.Connection, file_key: str) -> list[Put]:
+    """All live puts of a file, the one that is listed and served first."""
+    found = (put for _, put in select_puts(connection, "WHERE puts.file_key = ?", file_key))
+    return sorted(found, key=show_order, reverse=True)
 
 
 def holders_of(connection: sqlite3.Connection, put: Dot) -> tuple[NodeId, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, holders, in_world, others, pending, put, services
+from worlds import converged, everywhere, heal, holders, in_world, others, part, pending, put, services
 
 from peer.config import Address, Config
 from peer.http.app import make_app
@@ -691,3 +691,42 @@ def test_health_is_liveness_and_a_peer_that_has_not_joined_says_503_elsewhere() 
                 assert_error(await client.request(method, path), 503)
 
     trio.run(main)
+
+
+# --- versions ---
+
+
+def test_versions_written_apart_are_listed_and_read_and_end_with_the_next_upload() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"first")
+        await converged(world)
+        part(world, ("node-1",), ("node-2", "node-3"))
+        await trio.sleep(10)
+        await put(world, "node-1", "k", b"ours")
+        await put(world, "node-2", "k", b"theirs")
+        heal(world)
+        await converged(world)
+        dots: dict[bytes, str] = {}
+        for name in world.machines:
+            listed = (await world.request(name, "GET", "/files/k/versions")).json()
+            assert (listed["file_id"], listed["file_key"], listed["count"]) == ("k", "k", 2)
+            assert [version["shown"] for version in listed["versions"]] == [True, False]
+            assert all(version["replicas"] == ["node-1", "node-2", "node-3"] for version in listed["versions"])
+            contents = [
+                (await world.request(name, "GET", "/files/k", params={"version": version["dot"]})).content
+                for version in listed["versions"]
+            ]
+            assert sorted(contents) == [b"ours", b"theirs"]
+            assert (await world.request(name, "GET", "/files/k")).content == contents[0]
+            dots = {content: version["dot"] for content, version in zip(contents, listed["versions"], strict=True)}
+        await put(world, "node-3", "k", b"last")
+        for dot in dots.values():
+            assert_error(await ask(world, "GET", f"/files/k?version={dot}"), 404)
+        await put(world, "node-1", "other", b"x")
+        (other,) = (await ask(world, "GET", "/files/other/versions")).json()["versions"]
+        assert_error(await ask(world, "GET", f"/files/k?version={other['dot']}"), 404)
+        for wrong in ("", "x", "node-1:zz:1", "node-1:1", "%00", "node-1:1:-1", "a" * 5000):
+            assert_error(await ask(world, "GET", f"/files/k?version={wrong}"), 400)
+        assert_error(await ask(world, "GET", "/files/unknown/versions"), 404)
+
+    in_world(scenario, **SMALL)
