@@ -33,6 +33,7 @@ from peer.store.holding import Holding
 from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
 from peer.upkeep.anti_entropy import AntiEntropy
+from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import DeficitWatch, Repair
 from peer.world.env import Datagrams, Env, HttpServer, StartError, StoreError
@@ -117,7 +118,7 @@ class Node:
     # --- running ---
 
     async def _run(self, database: Database, placement: Placement, task_status: trio.TaskStatus[Address]) -> None:
-        app = make_app(self.config, self.env.version, lambda: self.services)
+        app = make_app(self.config, self.env.version, self.env.clock, lambda: self.services)
         server = self.env.http_server(app)
         listeners = await server.listen(self.config.listen, name=OWN_LISTENER, shared=False)
         self.address = listeners[0].address
@@ -212,6 +213,8 @@ class Node:
         deliveries = Deliveries(env, config, here, others, exchanger)
         repair = Repair(env, config, here, others, exchanger, fetching)
         anti_entropy = AntiEntropy(env, config, here, others, exchanger, repair)
+        loop_lag = LoopLag(env.clock)
+        maintenance = (repair, DeficitWatch(here, repair), anti_entropy, here.chunks.collector, self.space)
         return Services(
             env=env,
             config=config,
@@ -229,7 +232,8 @@ class Node:
             repair=repair,
             queue=Queue(here, others, repair),
             anti_entropy=anti_entropy,
-            workers=(exchanger, repair, DeficitWatch(here, repair), anti_entropy, here.chunks.collector, self.space),
+            loop_lag=loop_lag,
+            workers=(exchanger, *maintenance, loop_lag),
         )
 
     async def _on_met(self, node_id: NodeId) -> None:

@@ -98,6 +98,10 @@ class Exchanger(Worker):
     def backlog(self) -> int:
         return sum(link.may_lack_something() for link in self._links.values())
 
+    def links(self) -> Sequence[Link]:
+        """The links there are so far."""
+        return list(self._links.values())
+
     def link(self, node_id: NodeId) -> Link:
         """The link to a peer."""
         link = self._links.get(node_id)
@@ -160,6 +164,8 @@ class Link:
         self.node_id = node_id
         self.known_vv: VersionVector | None = None
         """What the peer confirmed to have applied; it may have more."""
+        self.done = 0
+        self.failed = 0
         self._next = _Turn()
         self._wanted = trio.Event()
 
@@ -193,8 +199,10 @@ class Link:
             turn, self._next = self._next, _Turn()
             try:
                 await self._exchange_all(list(turn.hold))
+                self.done += 1
             except (PeerUnreachable, StoreError) as error:
                 turn.error = error
+                self.failed += 1
                 log.debug("exchange with %s failed: %s", self.node_id, error)
             turn.done.set()
 

@@ -39,6 +39,8 @@ class Gossip:
         self._on_met = on_met
         self._keeping = trio.Lock()
         self._nursery: trio.Nursery | None = None
+        self.datagrams_sent = 0
+        self.datagrams_received = 0
         self.datagrams_dropped = 0
 
     async def run(self) -> None:
@@ -47,6 +49,7 @@ class Gossip:
             self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
             while True:
                 raw, _ = await self._datagrams.receive()
+                self.datagrams_received += 1
                 try:
                     message = decode_datagram(self._others.cluster_id, raw)
                 except ProtocolError as error:
@@ -97,6 +100,7 @@ class Gossip:
             address = Address.parse(to)
         except ConfigError:
             return
+        self.datagrams_sent += 1
         await self._datagrams.send(payload, address)
 
     async def _tick_later(self, after_s: float) -> None:

@@ -196,6 +196,11 @@ async def download(request: Request) -> FileResponse:
     return FileResponse(services.downloads, put, request.headers, (source, latency_ms(services.others, source)))
 
 
+async def download_routed(request: Request) -> FileResponse:
+    """`GET` and `HEAD /download/{file_id}`: the same, in the words of the naming service."""
+    return await download(request)
+
+
 async def _asked_for(services: Services, request: Request) -> Put:
     """The version of a file in a request's path and query. Raises HttpError 400, 404."""
     file_key, version = file_key_in(request), request.query_params.get("version")

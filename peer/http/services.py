@@ -19,6 +19,7 @@ from peer.gossip.peers import Peers
 from peer.gossip.whole_state import WholeStates
 from peer.store.holding import Holding
 from peer.upkeep.anti_entropy import AntiEntropy
+from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import Repair
 from peer.worker import Worker
@@ -45,6 +46,7 @@ class Services:
     repair: Repair
     queue: Queue
     anti_entropy: AntiEntropy
+    loop_lag: LoopLag
     workers: tuple[Worker, ...]
     """All that works without being asked."""
     ready: trio.Event = field(default_factory=trio.Event)

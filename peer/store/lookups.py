@@ -46,6 +46,15 @@ class QueueItem:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many files there are, how many of them a peer holds, and how many copies each node lacks."""
+
+    files: int
+    copies: int
+    missing: dict[NodeId, int]
+
+
 # --- puts and their holders ---
 
 
@@ -189,3 +198,18 @@ def vv_and_sum(connection: sqlite3.Connection) -> tuple[VersionVector, int]:
     """Version vector and sum of the live state, as a connection sees them."""
     found = connection.execute("SELECT value FROM meta WHERE key = 'state_sum'").fetchone()
     return version_vector_of(connection), int(found[0], 16) if found else 0
+
+
+def totals(connection: sqlite3.Connection, me: NodeId) -> Totals:
+    """See Totals; answered from indexes alone."""
+    (files,) = connection.execute("SELECT count(*) FROM puts WHERE shown").fetchone()
+    (copies,) = connection.execute(
+        "SELECT count(*) FROM holds WHERE origin IN"
+        " (SELECT origins.id FROM origins JOIN nodes ON nodes.id = origins.node WHERE nodes.node_id = ?)",
+        (me,),
+    ).fetchone()
+    missing = connection.execute(
+        "SELECT nodes.node_id, (SELECT count(*) FROM queue WHERE target = nodes.id AND status = 'PENDING')"
+        " FROM nodes ORDER BY nodes.node_id"
+    )
+    return Totals(files, copies, {NodeId(node_id): count for node_id, count in missing})

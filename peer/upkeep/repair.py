@@ -86,6 +86,8 @@ class Repair(Worker):
         self._turn = trio.Lock()
         self._jitter: Random = env.chance("repair")
         self.attempts: dict[Dot, Attempt] = {}
+        self.copies_made = 0
+        self.bytes_made = 0
 
     def pace_s(self) -> float:
         return self._config.heal_interval_s
@@ -245,6 +247,8 @@ class Repair(Worker):
         self.attempts.pop(put.dot, None)
         if is_held and not was_known:
             size = put.manifest.size_bytes
+            self.copies_made += 1
+            self.bytes_made += size
             log.info("Auto-recovered %s to %s (%d bytes from %s)", put.manifest.file_key, here.me, size, source)
 
     def _begin(self, dot: Dot) -> None:

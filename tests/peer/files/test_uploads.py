@@ -178,6 +178,22 @@ def test_receipts_are_true_at_the_moment_they_are_given() -> None:
     in_world(scenario, **SMALL)
 
 
+@pytest.mark.parametrize("peers", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_half_a_second_after_an_upload_every_peer_lists_all_holders_of_its_receipt(peers: int, seed: int) -> None:
+    async def scenario(world: World) -> None:
+        for number in range(10):
+            key, via = f"k{number}", world.chance.choice(list(world.machines))
+            receipt = await put(world, via, key, b"x" * world.chance.choice([10, 3 * CHUNK]))
+            await trio.sleep(0.5)
+            for name in world.machines:
+                listed = (await world.request(name, "GET", "/files")).json()["files"][0]
+                assert listed["file_key"] == key, f"{via} to {name}"
+                assert set(receipt["durable_copies"]) <= set(listed["replicas"]), f"{via} to {name}"
+
+    in_world(scenario, seed=seed, peers=peers, **SMALL)
+
+
 def test_with_the_others_down_an_upload_succeeds_and_says_what_is_missing() -> None:
     async def scenario(world: World) -> None:
         await world.crash("node-2")

@@ -670,11 +670,21 @@ def test_what_peers_send_is_checked() -> None:
     alone(scenario)
 
 
+class StoppedClock:
+    """A clock for an app that needs none."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def wall_ms(self) -> int:
+        return 0
+
+
 def test_health_is_liveness_and_a_peer_that_has_not_joined_says_503_elsewhere() -> None:
     config = Config(node_id="node-7", listen=Address("127.0.0.1", 1), data=Path(), hostname="here")
 
     async def main() -> None:
-        transport = httpx.ASGITransport(make_app(config, "1.2.3", lambda: None))
+        transport = httpx.ASGITransport(make_app(config, "1.2.3", StoppedClock(), lambda: None))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             health = await client.get("/health")
             assert health.json() == {
