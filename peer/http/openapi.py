@@ -219,7 +219,7 @@ def _operation(
     parameters: list[Json] | None = None,
     body: Json | None = None,
 ) -> Json:
-    responses = {"200": answer, **{status: _error(status) for status in (*errors.split(), "default")}}
+    responses = {"200": answer, **{status: _error(status) for status in sorted({*errors.split(), *_ANYWHERE})}}
     operation: Json = {"operationId": name, "summary": summary, "responses": responses}
     if parameters:
         operation["parameters"] = parameters
@@ -232,18 +232,21 @@ def _error(status: str) -> Json:
     return {"description": _REASONS[status], "content": {"application/json": {"schema": _ref("Error")}}}
 
 
+_ANYWHERE = ("400", "403", "408", "421", "431", "503")
 _REASONS = {
     "400": "Malformed.",
+    "403": "A page of elsewhere asks.",
     "404": "Unknown.",
+    "408": "Too slow.",
     "409": "The key has other content.",
-    "411": "Without a length.",
     "412": "The file is another one.",
     "413": "Too large.",
     "415": "No form.",
     "416": "No such range.",
+    "421": "This peer does not go by that name.",
+    "431": "The head is too large.",
     "503": "Not now; `Retry-After` says when to try again.",
     "507": "The disk is full.",
-    "default": "Anything else, with what to do.",
 }
 
 
@@ -252,7 +255,7 @@ def _json(schema: Json, description: str = "Done.") -> Json:
 
 
 def _paths() -> Json:
-    content = {"description": "The content.", "content": {"*/*": {"schema": BYTES}}}
+    content = {"description": "The content.", "content": {"*/*": {}}}
     form = {"multipart/form-data": {"schema": _object(file=BYTES)}}
     upload: Json = {"errors": "400 413 415 503 507", "body": form}
     upload["parameters"] = [_query("file_id", "Yours instead of a drawn one.", FILE_ID), *_COPIES]
