@@ -25,7 +25,7 @@ COMMANDS = {"minidfs": minidfs, "sim": sim}
 QUOTED = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 PATH = re.compile(r"(?:protocol|peer|sim|tests|docs|\.ci)/[\w./-]*\w/?")
-ADDRESS = re.compile(r"(?<![\w.])/[\w./{}-]+")
+ADDRESS = re.compile(r"https?://\S+|(?<![\w.])/[\w./{}-]+")
 """Of HTTP: what its last part is called is no module."""
 DOTTED = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)+")
 PLACEHOLDER = re.compile(r"[<…*{A-Z]")
