@@ -93,3 +93,23 @@ def test_an_empty_file_has_content_whoever_is_there() -> None:
         assert contradicts.status_code == 400
 
     in_world(scenario)
+
+
+def test_nodes_that_failed_get_an_item_in_the_queue_of_every_peer() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "same", b"content")
+        await converged(world)
+        await world.crash("node-3")
+        await trio.sleep(10)
+        response = await register(world, "node-1", "k", b"content", failed_nodes=["node-3"])
+        assert response.json()["verified"] is True
+        await trio.sleep(5)
+        for name in ("node-1", "node-2"):
+            queue = await world.request(name, "GET", "/replication-queue", params={"node_id": "node-3"})
+            (item,) = queue.json()["items"]
+            assert (item["file_key"], item["source_node_id"], item["status"]) == ("k", "node-1", "PENDING")
+        await world.start("node-3")
+        await converged(world)
+        assert await everywhere(world, "k") == [b"content"] * 3
+
+    in_world(scenario)
