@@ -24,6 +24,9 @@ CONNECT_TIMEOUT_S = 2.0
 SILENCE_TIMEOUT_S = 10.0
 """No answer and no byte of one for this long: the peer is taken for unreachable."""
 
+SENTENCE_CHARS_MAX = 300
+"""Of what a peer says when it refuses."""
+
 CLUSTER_HEADER = "x-minidfs-cluster"
 MSGPACK = "application/msgpack"
 FRAME_BYTES_MAX = codec.MESSAGE_BYTES_MAX
@@ -146,7 +149,7 @@ class PeerClient:
             async with self._limiter(peer.node_id):
                 response = await self._http.request(method, url, content=body, headers=headers, timeout=timeout)
             if response.status_code != httpx.codes.OK:
-                raise PeerUnreachable(f"{peer.node_id} answered {response.status_code}: {response.text[:200]}")
+                raise PeerUnreachable(f"{peer.node_id} refused: {said_in(response)}")
             return response.content
 
     @asynccontextmanager
@@ -170,6 +173,17 @@ class PeerClient:
 def frame(raw: bytes) -> bytes:
     """A piece of a stream with its length in front."""
     return len(raw).to_bytes(4, "big") + raw
+
+
+def said_in(response: httpx.Response) -> str:
+    """The sentence in a peer's refusal, or its status when there is none we can read."""
+    try:
+        sentence = response.json()["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sentence = None
+    if not isinstance(sentence, str) or not sentence.isprintable():
+        return f"status {response.status_code}"
+    return sentence[:SENTENCE_CHARS_MAX]
 
 
 async def _frames(peer: Member, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -9,7 +9,7 @@ import httpx
 import trio
 
 from peer.config import Address
-from peer.gossip.client import CONNECT_TIMEOUT_S, PeerUnreachable, translated
+from peer.gossip.client import CONNECT_TIMEOUT_S, PeerUnreachable, said_in, translated
 from peer.gossip.peers import Peers
 from peer.world.env import Env
 from protocol import messages
@@ -33,7 +33,7 @@ async def join(env: Env, address: Address, cluster_id: str, me: Member | None) -
         with translated(str(address)):
             response = await http.post(f"http://{address}/peer/join", content=body)
     if response.status_code != httpx.codes.OK:
-        raise PeerUnreachable(f"{address} answered {response.status_code}: {response.text[:200]}")
+        raise PeerUnreachable(f"{address} refused: {said_in(response)}")
     try:
         return messages.decode_join(response.content)
     except MalformedMessage as error:

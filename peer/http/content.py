@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 import re
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC
@@ -23,12 +24,14 @@ from protocol.ops import Manifest, Put
 
 ZERO_COPY = "http.response.zerocopysend"
 READ_BYTES = 1024 * 1024
+RANGES_MAX = 32
+"""In one request; who asks for more gets the whole file, which is less work."""
 
 # The types built in, and not what this machine's files add: every peer answers alike.
 _TYPES = mimetypes.MimeTypes(filenames=())
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(r"(?=-?\d)(\d*)-(\d*)", re.ASCII)
 
 # What ends lines or cannot be written as UTF-8.
 _CONTROLS = {"Cc", "Zl", "Zp", "Cs"}
@@ -74,30 +77,42 @@ class Span:
     count: int
 
 
-def parse_range(header: str | None, size: int) -> Span | None:
-    """The one range a request asks for; None for all of the file.
+def parse_ranges(header: str | None, size: int) -> tuple[Span, ...]:
+    """The ranges a request asks for; empty for all of the file.
 
-    A list of ranges gets the whole file, which RFC 9110 allows. Raises HttpError 416 for one that cannot be met.
+    That also is the answer to what is no list of byte ranges, and to a list that is absurd: too long, or of more bytes
+    than the file has (RFC 9110, 14.2). Raises HttpError 416 when none of them can be met.
     """
-    match = _RANGE.fullmatch(header.strip()) if header else None
-    if match is None or match.group(0) == "bytes=-":
-        return None
-    first_text, last_text = match.groups()
-    if not first_text:
-        first = max(0, size - _number(last_text))
-        last = size - 1
-        satisfiable = _number(last_text) > 0 and size > 0
-    else:
-        first = _number(first_text)
-        last = min(_number(last_text), size - 1) if last_text else size - 1
-        if last_text and _number(last_text) < first:
-            return None
-        satisfiable = first < size
-    if not satisfiable:
+    unit, _, listed = (header or "").strip().partition("=")
+    specs = [spec.strip() for spec in listed.split(",") if spec.strip()]
+    matches = [match for spec in specs[: RANGES_MAX + 1] if (match := _RANGE.fullmatch(spec))]
+    if unit != "bytes" or len(specs) > RANGES_MAX or len(matches) < len(specs):
+        return ()
+    try:
+        found = [_span(match[1], match[2], size) for match in matches]
+    except _ReversedRange:
+        return ()
+    spans = tuple(span for span in found if span.count > 0)
+    if found and not spans:
         raise HttpError(
             416, f"the file has {size} bytes; ask for a range of them", {"content-range": f"bytes */{size}"}
         )
-    return Span(first, last - first + 1)
+    return spans if sum(span.count for span in spans) <= size else ()
+
+
+class _ReversedRange(Exception):
+    """A range that ends before it begins makes its whole list invalid."""
+
+
+def _span(first_text: str, last_text: str, size: int) -> Span:
+    """The part of a file a range means; of no bytes if it has none of them. Raises _ReversedRange."""
+    if not first_text:
+        first = max(0, size - _number(last_text))
+        return Span(first, size - first)
+    first, last = _number(first_text), _number(last_text) if last_text else SIZE_MAX
+    if last < first:
+        raise _ReversedRange
+    return Span(first, max(0, min(last, size - 1) - first + 1))
 
 
 def _number(digits: str) -> int:
@@ -158,14 +173,15 @@ class FileResponse:
         self._unchanged = _is_known(request_headers, manifest, etag)
         asked = request_headers.get("range") if request_headers.get("if-range") in (None, etag) else None
         # A client whose copy is current is told so, whatever range it asks for (RFC 9110, 13.2.2).
-        span = None if self._unchanged else parse_range(asked, manifest.size_bytes)
-        self._span = span or Span(0, manifest.size_bytes)
-        self._status = 304 if self._unchanged else 206 if span else 200
-        self._headers = self._make_headers(manifest, etag, span, source)
+        ranges = () if self._unchanged else parse_ranges(asked, manifest.size_bytes)
+        self._spans = ranges or (Span(0, manifest.size_bytes),)
+        # The hash of a content is not in it, so that no line of it ends a part.
+        self._boundary = manifest.sha256.hex() if len(ranges) > 1 else None
+        self._length = sum(len(self._preface(span)) + span.count for span in self._spans) + len(self._end())
+        self._status = 304 if self._unchanged else 206 if ranges else 200
+        self._headers = self._make_headers(manifest, etag, source)
 
-    def _make_headers(
-        self, manifest: Manifest, etag: str, span: Span | None, source: tuple[NodeId, int]
-    ) -> dict[str, str]:
+    def _make_headers(self, manifest: Manifest, etag: str, source: tuple[NodeId, int]) -> dict[str, str]:
         headers = {
             "etag": etag,
             "last-modified": formatdate(_modified_s(manifest), usegmt=True),
@@ -177,30 +193,58 @@ class FileResponse:
             return headers
         headers |= {
             "content-type": manifest.content_type,
-            "content-length": str(self._span.count),
+            "content-length": str(self._length),
             "content-disposition": disposition_of(manifest.filename),
             "x-content-type-options": "nosniff",
             "repr-digest": f"sha-256=:{base64.b64encode(manifest.sha256).decode()}:",
         }
-        if span:
-            headers["content-range"] = f"bytes {span.first}-{span.first + span.count - 1}/{manifest.size_bytes}"
+        if self._boundary is not None:
+            headers["content-type"] = f"multipart/byteranges; boundary={self._boundary}"
+        elif self._status == 206:
+            headers["content-range"] = self._content_range(self._spans[0])
         return headers
+
+    def _content_range(self, span: Span) -> str:
+        return f"bytes {span.first}-{span.first + span.count - 1}/{self._put.manifest.size_bytes}"
+
+    def _preface(self, span: Span) -> bytes:
+        """What stands in front of one of several ranges (RFC 9110, 14.6)."""
+        if self._boundary is None:
+            return b""
+        lines = ["", f"--{self._boundary}", f"content-type: {self._put.manifest.content_type}"]
+        return "\r\n".join([*lines, f"content-range: {self._content_range(span)}", "", ""]).encode()
+
+    def _end(self) -> bytes:
+        return b"" if self._boundary is None else f"\r\n--{self._boundary}--\r\n".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; the head leaves when the first piece is at hand, so that until then an error can be answered."""
-        has_body = scope["method"] != "HEAD" and not self._unchanged and self._span.count > 0
+        has_body = scope["method"] != "HEAD" and not self._unchanged and self._length > 0
         if not has_body:
             await self._start(send)
             await send({"type": "http.response.body", "body": b""})
             return
         zero_copy = ZERO_COPY in scope.get("extensions", {})
-        remaining = self._span.count
-        async with aclosing(self._downloads.pieces(self._put, self._span.first, remaining)) as pieces:
+        remaining = self._length
+        async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
-                if remaining == self._span.count:
+                if remaining == self._length:
                     await self._start(send)
                 remaining -= len(piece) if isinstance(piece, bytes) else piece.count
                 await _send_piece(send, piece, zero_copy=zero_copy, more=remaining > 0)
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        """The body; nothing of it before there is something of the content."""
+        for span in self._spans:
+            preface = self._preface(span)
+            async with aclosing(self._downloads.pieces(self._put, span.first, span.count)) as pieces:
+                async for piece in pieces:
+                    if preface:
+                        yield preface
+                        preface = b""
+                    yield piece
+        if end := self._end():
+            yield end
 
     async def _start(self, send: Send) -> None:
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]

@@ -97,7 +97,13 @@ def test_a_full_target_is_no_copy() -> None:
         world.machines["node-2"].platter.free = 0
         services_full = here(world, "node-2").space
         services_full.note_full()
-        assert_refused(await ask_for(world, "node-1", "k", b"x" * 3 * CHUNK, min_copies=3), "node-2")
+        response = await ask_for(world, "node-1", "k", b"x" * 3 * CHUNK, min_copies=3)
+        assert_refused(response, "node-2 refused: the disk is full")
+        assert "{" not in response.json()["error"], "a sentence, not another peer's JSON"
+        receipt = (await ask_for(world, "node-1", "other", b"x" * 3 * CHUNK)).json()
+        (failed,) = [detail for detail in receipt["replication"]["details"] if not detail["success"]]
+        assert failed["error"].startswith("node-2 refused: the disk is full")
+        assert "{" not in failed["error"]
         assert holders(world, "node-1", "k") == ["node-1", "node-2", "node-3"]
         assert await get(world, "node-1", "k") == b"old"
 

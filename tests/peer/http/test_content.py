@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from peer.http.content import (
+    RANGES_MAX,
     Span,
     _date_in,
     clean_filename,
     disposition_of,
     guess_content_type,
     is_current,
-    parse_range,
+    parse_ranges,
 )
 from peer.http.errors import HttpError
 from peer.world.wire import format_head
@@ -115,14 +116,36 @@ def test_every_type_is_fit_for_a_header(filename: str, claimed: str) -> None:
     [
         (None, None), ("", None), ("bytes=0-0", Span(0, 1)), ("bytes=0-9", Span(0, 10)), ("bytes=3-", Span(3, 7)),
         ("bytes=3-99", Span(3, 7)), ("bytes=-3", Span(7, 3)), ("bytes=-99", Span(0, 10)), (" bytes=0-1 ", Span(0, 2)),
-        ("bytes=5-3", None), ("bytes=-", None), ("bytes=0-1,3-4", None), ("items=0-1", None), ("bytes=a-b", None),
+        ("bytes=5-3", None), ("bytes=-", None), ("items=0-1", None), ("bytes=a-b", None),
         ("bytes=1", None), ("bytes=--1", None), ("bytes 0-1", None), ("bytes=0-1;", None),
         ("bytes=9-9", Span(9, 1)), ("bytes=0-9999999999999999999", Span(0, 10)), ("bytes=0-" + "9" * 30, Span(0, 10)),
         ("bytes=-" + "9" * 6000, Span(0, 10)), ("bytes=" + "0" * 5000 + "3-5", Span(3, 3)), ("bytes=٣-", None),
     ],
 )  # fmt: skip
 def test_a_range_is_understood_or_ignored(header: str | None, expected: Span | None) -> None:
-    assert parse_range(header, 10) == expected
+    assert parse_ranges(header, 10) == (() if expected is None else (expected,))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-0,5-6", [Span(0, 1), Span(5, 2)]),
+        ("bytes= 7-8 , 0-1,", [Span(7, 2), Span(0, 2)]),
+        ("bytes=0-3,2-5", [Span(0, 4), Span(2, 4)]),
+        ("bytes=0-1,10-,99-", [Span(0, 2)]),
+        ("bytes=-1,0-0", [Span(9, 1), Span(0, 1)]),
+        # All of the file instead: not one of them is no range, nor may they be more than the file has, or too many.
+        ("bytes=0-1,x", []),
+        ("bytes=0-1,3-2", []),
+        ("bytes=0-9,0-0", []),
+        ("bytes=0-,0-,0-", []),
+        ("bytes=" + ",".join(["0-0"] * (RANGES_MAX + 1)), []),
+        ("bytes=" + ",".join(["0-"] * 2000), []),
+        ("bytes=,,,", []),
+    ],
+)
+def test_a_list_of_ranges_is_met_as_far_as_it_makes_sense(header: str, expected: list[Span]) -> None:
+    assert parse_ranges(header, 10) == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +154,7 @@ def test_a_range_is_understood_or_ignored(header: str | None, expected: Span | N
         ("bytes=10-", 10),
         ("bytes=" + "9" * 30 + "-", 10),
         ("bytes=10-12", 10),
+        ("bytes=10-12,11-,-0", 10),
         ("bytes=-0", 10),
         ("bytes=0-", 0),
         ("bytes=-1", 0),
@@ -138,18 +162,21 @@ def test_a_range_is_understood_or_ignored(header: str | None, expected: Span | N
 )
 def test_a_range_that_cannot_be_met_is_416(header: str, size: int) -> None:
     with pytest.raises(HttpError) as caught:
-        parse_range(header, size)
+        parse_ranges(header, size)
     assert caught.value.status == 416
     assert caught.value.headers == {"content-range": f"bytes */{size}"}
 
 
-@given(st.text(max_size=40) | st.from_regex(r"bytes=[0-9]{0,21}-[0-9]{0,21}", fullmatch=True), st.integers(0, 1 << 63))
+@given(
+    st.text(max_size=40) | st.from_regex(r"bytes=[0-9]{0,21}-[0-9]{0,21}(,[0-9]{0,9}-[0-9]{0,9}){0,3}", fullmatch=True),
+    st.integers(0, 1 << 63),
+)
 def test_every_range_lies_within_the_file(header: str, size: int) -> None:
     try:
-        span = parse_range(header, size)
+        spans = parse_ranges(header, size)
     except HttpError:
         return
-    if span is not None:
+    for span in spans:
         assert span.count > 0
         assert span.first >= 0
         assert span.first + span.count <= size

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from email import message_from_bytes
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ DOWNLOADS: list[tuple[dict[str, str], int, bytes | None]] = [
     ({"range": "bytes=100-"}, 206, CONTENT[100:]),
     ({"range": "bytes=-5000"}, 206, CONTENT[-5000:]),
     ({"range": "bytes=-99999"}, 206, CONTENT),
-    ({"range": "bytes=0-1,5-6"}, 200, CONTENT),
+    ({"range": "bytes=0-1,99999-"}, 206, CONTENT[:2]),
+    ({"range": "bytes=0-,0-"}, 200, CONTENT),
+    ({"range": "bytes=" + ",".join(["0-0"] * 2000)}, 200, CONTENT),
+    ({"range": "bytes=99999-,-0"}, 416, None),
     ({"range": "lines=0-1"}, 200, CONTENT),
     ({"range": "bytes=10240-"}, 416, None),
     ({"range": "bytes=-0"}, 416, None),
@@ -84,6 +88,28 @@ DOWNLOADS: list[tuple[dict[str, str], int, bytes | None]] = [
     ({"if-range": f"W/{ETAG}", "range": "bytes=0-0"}, 200, CONTENT),
     ({"if-range": "Thu, 01 Jan 2026 00:00:00 GMT", "range": "bytes=0-0"}, 200, CONTENT),
 ]
+
+
+def test_several_ranges_come_as_the_parts_of_one_answer_with_a_copy_and_without() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", CONTENT)
+        headers = {"range": "bytes=10-19, -5, 4000-8300"}
+        wanted = [(10, 20), (len(CONTENT) - 5, len(CONTENT)), (4000, 8301)]
+        for name in world.machines:
+            response = await world.request(name, "GET", "/files/k", headers=headers)
+            assert response.status_code == httpx.codes.PARTIAL_CONTENT
+            assert "content-range" not in response.headers
+            head = f"content-type: {response.headers['content-type']}\r\n\r\n".encode()
+            parts = message_from_bytes(head + response.content).get_payload()
+            assert isinstance(parts, list)
+            assert [one.get_content_type() for one in parts] == ["application/octet-stream"] * 3
+            for one, (first, end) in zip(parts, wanted, strict=True):
+                assert one["content-range"] == f"bytes {first}-{end - 1}/{len(CONTENT)}"
+                assert one.get_payload(decode=True) == CONTENT[first:end]
+            told = await world.request(name, "HEAD", "/files/k", headers=headers)
+            assert told.headers["content-length"] == str(len(response.content)) == response.headers["content-length"]
+
+    in_world(scenario, peers=4, **SMALL)
 
 
 def test_downloads_keep_to_their_conditions_and_ranges_with_a_copy_and_without() -> None:
