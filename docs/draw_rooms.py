@@ -16,7 +16,7 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 
 WAY = (
     ("peer/world/server.py", "bytes from a socket"),
-    ("peer/http/files.py", "the form's file part"),
+    ("peer/http/uploads.py", "the form's file part"),
     ("peer/files/uploads.py", "whose targets, which receipt"),
     ("peer/files/intake.py", "cut into chunks, hashed"),
     ("peer/store/chunk_files.py", "written aside, synced"),

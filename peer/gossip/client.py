@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import httpx
 import trio
@@ -26,6 +27,11 @@ SILENCE_TIMEOUT_S = 10.0
 
 SENTENCE_CHARS_MAX = 300
 """Of what a peer says when it refuses."""
+
+HANDED_ON_MAX = 64
+"""Clients' uploads on their way to other peers; apart from the requests of peers, for clients can be slow."""
+RECEIPT_TIMEOUT_S = 60.0
+"""Between the last byte of an upload that was handed on and its receipt."""
 
 CLUSTER_HEADER = "x-minidfs-cluster"
 MSGPACK = "application/msgpack"
@@ -48,6 +54,7 @@ class PeerClient:
             headers={CLUSTER_HEADER: cluster_id},
             timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         )
+        self._handing_on = trio.CapacityLimiter(HANDED_ON_MAX)
         self._limiters: dict[NodeId, trio.CapacityLimiter] = {}
 
     async def aclose(self) -> None:
@@ -121,6 +128,30 @@ class PeerClient:
             response = await self._http.get(f"http://{address}/health")
         if response.status_code != httpx.codes.OK:
             raise PeerUnreachable(f"{address} answered {response.status_code}")
+
+    async def is_ready(self, peer: Member) -> bool:
+        """Whether a peer says that it takes files."""
+        try:
+            with translated(peer.node_id):
+                response = await self._http.get(f"http://{peer.address}/health/ready")
+        except PeerUnreachable:
+            return False
+        return response.status_code == httpx.codes.OK
+
+    async def upload(
+        self, peer: Member, query: str, headers: dict[str, str], body: AsyncIterable[bytes]
+    ) -> tuple[int, dict[str, Any]]:
+        """Have another peer take a client's upload in; its answer. Raises PeerUnreachable, and what `body` raises."""
+        url = f"http://{peer.address}/files?{query}"
+        timeout = httpx.Timeout(RECEIPT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        with translated(peer.node_id):
+            async with self._handing_on:
+                response = await self._http.post(url, content=body, headers=headers, timeout=timeout)
+        with _understood(peer):
+            answer = response.json()
+            if not isinstance(answer, dict):
+                raise ProtocolError("an upload is answered with an object")
+        return response.status_code, answer
 
     async def cluster_id_at(self, address: str) -> object:
         """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""

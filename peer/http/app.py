@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from peer.config import Config
-from peer.http import files, health, metrics, nodes, openapi, peers
+from peer.http import files, health, metrics, nodes, openapi, peers, uploads
 from peer.http.callers import Callers
 from peer.http.errors import HANDLERS, on_bug
 from peer.http.services import Services
@@ -22,14 +22,14 @@ CLIENT_ROUTES = (
     Route("/metrics", metrics.metrics),
     Route("/openapi.json", openapi.openapi),
     Route("/files", files.list_files, methods=["GET"]),
-    Route("/files", files.upload, methods=["POST"]),
+    Route("/files", uploads.upload, methods=["POST"]),
     Route("/files/register", files.register, methods=["POST"]),
     Route("/files/register-location", files.register_location, methods=["POST"]),
     Route("/files/{file_id}", files.download, methods=["GET"]),
-    Route("/files/{file_id}", files.upload_raw, methods=["PUT"]),
+    Route("/files/{file_id}", uploads.upload_raw, methods=["PUT"]),
     Route("/files/{file_id}", files.delete, methods=["DELETE"]),
     Route("/files/{file_id}/versions", files.versions, methods=["GET"]),
-    Route("/upload", files.upload_routed, methods=["POST"]),
+    Route("/upload", uploads.upload_routed, methods=["POST"]),
     Route("/download/{file_id}", files.download_routed, methods=["GET"]),
     Route("/nodes", nodes.nodes),
     Route("/nodes/check", nodes.check_nodes),

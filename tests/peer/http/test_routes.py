@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, heal, holders, in_world, others, part, pending, put, services
+from worlds import converged, everywhere, heal, here, holders, in_world, others, part, pending, put, services
 
 from peer.config import Address, Config
 from peer.http.app import make_app
@@ -764,5 +764,36 @@ def test_versions_written_apart_are_listed_and_read_and_end_with_the_next_upload
         for wrong in ("", "x", "node-1:zz:1", "node-1:1", "%00", "node-1:1:-1", "a" * 5000):
             assert_error(await ask(world, "GET", f"/files/k?version={wrong}"), 400)
         assert_error(await ask(world, "GET", "/files/unknown/versions"), 404)
+
+    in_world(scenario, **SMALL)
+
+
+# --- uploads that are handed on ---
+
+
+def test_a_peer_short_of_space_hands_uploads_on_to_one_that_is_ready() -> None:
+    async def scenario(world: World) -> None:
+        for name in world.machines:
+            await services(world, name).ready.wait()
+        here(world, "node-1").space.reason = "the disk is full"
+        for key, content in (("small", b"x"), ("large", CONTENT)):
+            response = await ask(world, "POST", f"/upload?file_id={key}&copies=3", **multipart(content))
+            receipt = response.json()
+            assert response.status_code == httpx.codes.OK, receipt
+            assert (receipt["routed_via"], receipt["selected_node"]) == ("naming-service", receipt["node_id"])
+            assert receipt["selected_node"] in ("node-2", "node-3")
+            assert receipt["durable_copies"] == ["node-2", "node-3"]
+            assert receipt["node_latency_ms"] < 9999
+            assert (await world.request("node-3", "GET", f"/files/{key}")).content == content
+        wrong = {"content-md5": digest_of("md5", b"other")}
+        assert "md5" in assert_error(await ask(world, "POST", "/upload", headers=wrong, **multipart(CONTENT)), 400)
+        assert_error(await ask(world, "POST", "/upload", files={"other": b"x"}), 400)
+        # Whoever asks this peer for itself is told.
+        assert_error(await ask(world, "POST", "/files", **multipart(CONTENT)), 507)
+        here(world, "node-2").space.reason = "the disk is full"
+        receipt = (await ask(world, "POST", "/upload", **multipart(CONTENT))).json()
+        assert receipt["selected_node"] == "node-3"
+        here(world, "node-3").space.reason = "the disk is full"
+        assert_error(await ask(world, "POST", "/upload", **multipart(CONTENT)), 507)
 
     in_world(scenario, **SMALL)
