@@ -22,6 +22,10 @@ class UploadRefused(Exception):
     """The upload breaks off or is not what its sender said; nothing of it stays."""
 
 
+class UploadTooLarge(UploadRefused):
+    """No file may be so large."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewFile:
     """What a client says of the file it sends."""
@@ -70,7 +74,7 @@ class Intake:
     async def _absorb(self, part: memoryview) -> None:
         self._size += len(part)
         if self._size > self._config.file_bytes_max:
-            raise UploadRefused(f"the file is larger than {self._config.file_bytes_max} bytes")
+            raise UploadTooLarge(f"the file is larger than {self._config.file_bytes_max} bytes")
         if self._size <= self._config.inline_bytes_max:
             # Microseconds, and no disk: cheaper here than on a thread.
             self._update(part)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from peer.files.delivery import TooFewCopies
-from peer.files.intake import UploadRefused
+from peer.files.intake import UploadRefused, UploadTooLarge
 from peer.files.keys import Conflict, NobodyToAsk
 from peer.gossip.fetching import ContentUnavailable
 from peer.world.env import NoSpace, StoreError
@@ -52,6 +52,7 @@ def error_response(
 
 STATUS_OF: dict[type[Exception], tuple[int, Mapping[str, str] | None]] = {
     UploadRefused: (400, None),
+    UploadTooLarge: (413, None),
     ParserLimitReached: (413, None),
     MultipartError: (400, None),
     MalformedMessage: (400, None),

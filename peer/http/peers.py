@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 
 from peer.gossip.client import CLUSTER_HEADER, MSGPACK
 from peer.http.errors import HttpError
-from peer.http.requests import body_of, services_of
+from peer.http.requests import body_of, check_length, services_of
 from peer.http.services import Services
 from peer.store.chunk_files import ChunkWriter
 from peer.store.holding import Holding
@@ -88,6 +88,7 @@ async def put_chunk(request: Request) -> Response:
     chunk_hash = _hash_in(request)
     env, chunks = services.env, services.here.chunks
     services.here.space.check()
+    check_length(request, services.config.chunk_bytes_max)
     writer = ChunkWriter(chunks.files, inline=False)
     try:
         async for piece in _body_up_to(request, services.config.chunk_bytes_max):

@@ -41,11 +41,16 @@ def number_in(request: Request, name: str, default: int, maximum: int, minimum: 
     return int(text)
 
 
-async def body_of(request: Request, bytes_max: int) -> bytes:
-    """A whole request body. Raises HttpError 413 as soon as it is longer than `bytes_max`."""
+def check_length(request: Request, bytes_max: int) -> None:
+    """Raises HttpError 413 if the body is said to be longer than `bytes_max`, before any of it is asked for."""
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > bytes_max:
         raise HttpError(413, f"the body has {declared} bytes; the limit is {bytes_max}")
+
+
+async def body_of(request: Request, bytes_max: int) -> bytes:
+    """A whole request body. Raises HttpError 413 as soon as it is longer than `bytes_max`."""
+    check_length(request, bytes_max)
     body = bytearray()
     async for piece in request.stream():
         body += piece

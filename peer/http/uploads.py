@@ -19,7 +19,7 @@ from peer.http.content import clean_filename, guess_content_type
 from peer.http.errors import RETRY_AFTER, HttpError, error_response
 from peer.http.multipart import open_file_part
 from peer.http.nodes import latency_ms
-from peer.http.requests import number_in, services_of
+from peer.http.requests import check_length, number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
 from peer.world.env import Work
@@ -28,6 +28,9 @@ from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Put
 
 LOOK_FOR_ROOM_BYTES = 16 * 1024 * 1024
 """An upload of less is not worth a look at the disk: if it does not fit, that is found out soon."""
+
+FORM_BYTES_MAX = 1024 * 1024
+"""What a form may have beside its file, when a body is refused for its length before it is read."""
 
 HANDED_ON = ("content-type", "content-length", "repr-digest", "content-digest", "content-md5")
 """What goes along when an upload is handed on to another peer."""
@@ -127,7 +130,8 @@ class _Wishes:
 
 
 def _wishes_in(services: Services, request: Request) -> _Wishes:
-    """What a client asks for beside storing its file. Raises HttpError 400."""
+    """What a client asks for beside storing its file. Raises HttpError 400, 413."""
+    check_length(request, services.config.file_bytes_max + FORM_BYTES_MAX)
     min_copies = number_in(request, "min_copies", 1, COPIES_MAX, 1)
     copies = number_in(request, "copies", max(min_copies, services.config.copies), COPIES_MAX, 1)
     if copies < min_copies:

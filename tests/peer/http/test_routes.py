@@ -768,6 +768,37 @@ def test_versions_written_apart_are_listed_and_read_and_end_with_the_next_upload
     in_world(scenario, **SMALL)
 
 
+# --- paging ---
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pages_show_each_file_that_stays_once_while_others_come_and_go(seed: int) -> None:
+    async def scenario(world: World) -> None:
+        staying = {f"s{number}" for number in range(20)}
+        going = {f"g{number}" for number in range(20)}
+        for key in sorted(staying | going, key=lambda _: world.chance.random()):
+            await put(world, "node-1", key, b"x")
+        seen: list[str] = []
+        after = ""
+        while True:
+            # Any peer goes on where another one left off.
+            name = world.chance.choice(list(world.machines))
+            page = (await world.request(name, "GET", f"/files?limit=7{after}")).json()
+            seen += [file["file_key"] for file in page["files"]]
+            if page["next"] is None:
+                break
+            after = f"&after={page['next']}"
+            await put(world, "node-2", f"n{len(seen)}", b"new")
+            for key in world.chance.sample(sorted(going), min(3, len(going))):
+                going.remove(key)
+                await world.request("node-3", "DELETE", f"/files/{key}")
+            await trio.sleep(1)
+        assert len(seen) == len(set(seen))
+        assert staying <= set(seen)
+
+    in_world(scenario, seed=seed, **SMALL)
+
+
 # --- uploads that are handed on ---
 
 
