@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -144,3 +145,24 @@ async def test_a_folder_in_use_is_one_clear_line(tmp_path: Path) -> None:
         assert code == 1
         assert output.count("\n") == 1
         assert "another peer uses the data folder" in output
+
+
+@SHARES_PORTS
+@within(60)
+async def test_what_one_peer_took_in_the_facade_lists_with_all_its_holders_at_once(tmp_path: Path) -> None:
+    """Within half a second in a calm cluster, which virtual time shows; here it only must not take long."""
+    async with running_peers(tmp_path) as peers:
+        await wait_all_serve_the_facade(peers)
+        for number in range(20):
+            receipt = await peers.upload(peers.node_ids[number % 3], f"content {number}".encode())
+
+            async def all_list_it(receipt: dict[str, Any] = receipt) -> bool:
+                # One after the other, for each new connection may reach another peer.
+                for _ in range(6):
+                    newest = (await peers.client.get(peers.facade("/files?limit=1"))).json()["files"][0]
+                    found = newest["file_key"] == receipt["file_id"]
+                    if not found or not set(receipt["durable_copies"]) <= set(newest["replicas"]):
+                        return False
+                return True
+
+            await wait_until(all_list_it, 5, f"the facade lists {receipt['durable_copies']}")
