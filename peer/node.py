@@ -32,6 +32,7 @@ from peer.store.database import Database, meta_value, set_meta_value
 from peer.store.holding import Holding
 from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
+from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
 from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
@@ -58,6 +59,8 @@ class Node:
         self.address = config.listen
         self._stop = trio.Event()
         self.space = Space(env, config.reserve_bytes)
+        self.keeper = Keeper()
+        self._exchanging = trio.Event()
 
     @property
     def is_stopping(self) -> bool:
@@ -155,14 +158,16 @@ class Node:
         cluster_id = self._cluster_id(database) or await ask_cluster_id(self.env, join)
         here, others = await self._build(database, placement, cluster_id)
         services = self._wire(here, others, datagrams)
-        nursery.start_soon(services.gossip.run)
-        nursery.start_soon(services.whole_states.run)
+        keep = self.keeper.keep
+        nursery.start_soon(keep, "gossip", services.gossip.run)
+        nursery.start_soon(keep, "whole states", services.whole_states.run)
         for worker in services.workers:
-            nursery.start_soon(worker.run)
+            nursery.start_soon(keep, worker.name, worker.run)
         await services.gossip.keep_members()
         self.services = services
+        self._exchanging.set()
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.address, cluster_id)
-        nursery.start_soon(announce, self.env, join, others, services.gossip.learn)
+        nursery.start_soon(keep, "joining", partial(announce, self.env, join, others, services.gossip.learn))
         if self.config.facade is not None:
             await nursery.start(serve_facade, server, self.config.facade, services)
         await meet_others(others, len(join))
@@ -207,7 +212,7 @@ class Node:
         env, config = self.env, self.config
         gossip = Gossip(env, here, others, datagrams, self._on_met)
         whole_states = WholeStates(env, here, others)
-        exchanger = Exchanger(env, config, here, others, whole_states, gossip.learn)
+        exchanger = Exchanger(env, config, here, others, whole_states, gossip.learn, self.keeper)
         fetching = Fetching(env, here, others)
         targets = Targets(config, here, others, exchanger)
         deliveries = Deliveries(env, config, here, others, exchanger)
@@ -233,13 +238,14 @@ class Node:
             queue=Queue(here, others, repair),
             anti_entropy=anti_entropy,
             loop_lag=loop_lag,
+            keeper=self.keeper,
             workers=(exchanger, *maintenance, loop_lag),
         )
 
     async def _on_met(self, node_id: NodeId) -> None:
         """A peer answers after an absence: swap logs at once, and fetch what came to light."""
-        if self.services is None:
-            return
+        await self._exchanging.wait()
+        assert self.services is not None
         with suppress(PeerUnreachable, StoreError):
             await self.services.exchanger.exchange(node_id)
         self.services.repair.retry_now()

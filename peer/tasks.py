@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
+
+log = logging.getLogger("minidfs.tasks")
+
+RESTART_PAUSE_S = 0.5
+"""Before a failed task starts again; each further failure doubles it."""
+RESTART_PAUSE_MAX_S = 30.0
+CALM_S = 60.0
+"""After so long without a failure, the next one counts as the first."""
 
 
 class News:
@@ -22,6 +32,33 @@ class News:
         """There is news."""
         for follower in self._followers:
             follower()
+
+
+class Keeper:
+    """Keeps tasks running: one that fails as nobody foresaw is logged, counted and started again, later each time.
+
+    So that one bug, or one message nobody thought of, costs one kind of work for a moment, and not the peer.
+    """
+
+    def __init__(self) -> None:
+        self.failures: Counter[str] = Counter()
+
+    async def keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a task to its end, which for most is never."""
+        pause_s = RESTART_PAUSE_S
+        while True:
+            started = trio.current_time()
+            try:
+                await run()
+            except Exception:
+                self.failures[name] += 1
+                log.exception("%s failed; it is started again", name)
+            else:
+                return
+            if trio.current_time() - started > CALM_S:
+                pause_s = RESTART_PAUSE_S
+            await trio.sleep(pause_s)
+            pause_s = min(RESTART_PAUSE_MAX_S, 2 * pause_s)
 
 
 @asynccontextmanager

@@ -15,6 +15,12 @@ from protocol.messages import Ack, Datagram, Ping
 LATENCY_WEIGHT = 0.25
 """Of the newest round trip in the moving average."""
 
+INCARNATION_STEP_MAX = 1 << 20
+"""A record that is further ahead of the one known is no record: no peer starts so often while nobody looks, and who
+makes up the highest number there is would have the last word for ever."""
+INCARNATION_FIRST_MAX = 1 << 40
+"""The same for a peer nobody has heard of: it may have had to outrank such records many times."""
+
 
 class Status(Enum):
     """What we believe of a peer, from when it last answered."""
@@ -151,7 +157,9 @@ class Membership:
         if sender.node_id == self.me.node_id:
             return []
         effects = self._learn(sender)
-        peer = self._peers[sender.node_id]
+        peer = self._peers.get(sender.node_id)
+        if peer is None:
+            return effects
         if isinstance(message, Ping):
             effects.append(Send(sender.address, Ack(message.number, self.me)))
             # One we took for down is there: two peers meet as soon as one of them starts.
@@ -171,16 +179,18 @@ class Membership:
             return self._outrank(heard)
         peer = self._peers.get(heard.node_id)
         if peer is None:
+            if heard.incarnation > INCARNATION_FIRST_MAX:
+                return []
             self._peers[heard.node_id] = _Peer(heard)
             return [MemberChanged(heard)]
-        if heard.incarnation <= peer.member.incarnation:
+        if not 0 < heard.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:
             return []
         peer.member = heard
         return [MemberChanged(heard)]
 
     def _outrank(self, heard: Member) -> list[Effect]:
         """A record of ourselves we do not remember, from before our disk was emptied, must not outlive us."""
-        if heard.incarnation < self.me.incarnation or heard == self.me:
+        if not 0 <= heard.incarnation - self.me.incarnation <= INCARNATION_STEP_MAX or heard == self.me:
             return []
         self.me = replace(self.me, incarnation=heard.incarnation + 1)
         return [MemberChanged(self.me)]

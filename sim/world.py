@@ -248,6 +248,7 @@ class World:
         assert machine.env is not None
         assert machine.scope is not None
         assert machine.gone is not None
+        _check_tasks(machine)
         self.trace(name, "crashes", "")
         machine.env.fence()
         machine.platter.crash()
@@ -260,6 +261,7 @@ class World:
         machine = self.machines[name]
         assert machine.node is not None
         assert machine.gone is not None
+        _check_tasks(machine)
         self.trace(name, "stops", "")
         machine.node.stop()
         await machine.gone.wait()
@@ -309,6 +311,12 @@ class World:
         """Whether all running peers have equal version vectors and states, and nobody lacks a copy of any content."""
         roots = [node.services.here.replica.root() for node in self.live_nodes() if node.services]
         return len(dict.fromkeys(roots)) <= 1 and not any(map(_lacks_copies, self.live_nodes()))
+
+
+def _check_tasks(machine: _Machine) -> None:
+    """A task that failed in a way nobody foresaw is a bug, though the peer lives on."""
+    failures = machine.node.keeper.failures if machine.node is not None else {}
+    assert not failures, f"tasks of {machine.name} failed, the log says why: {dict(failures)}"
 
 
 def _is_about_the_disk(error: BaseException) -> bool:

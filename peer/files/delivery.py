@@ -9,7 +9,7 @@ import trio
 
 from peer.config import Config
 from peer.files.pushing import Pusher
-from peer.gossip.exchange import Exchanger
+from peer.gossip.exchange import PATIENCE_MAX, Exchanger
 from peer.gossip.peers import Peers
 from peer.store.chunk_files import FreshChunk
 from peer.store.holding import Holding
@@ -105,15 +105,21 @@ class Deliveries:
         spare = [node_id for node_id in self._ranked(put.manifest.file_key) if node_id not in targets]
         # First those that have it staged.
         spare.sort(key=lambda node_id: node_id not in pushers)
-        stood_in: list[Delivery] = []
-        for failure in failed:
-            while spare:
+        stood_in: dict[NodeId, Delivery] = {}
+        give_up_at = self._env.clock.now() + PATIENCE_MAX * self._config.target_timeout_s
+
+        async def replace(failure: Delivery) -> None:
+            while spare and self._env.clock.now() < give_up_at:
                 node_id = spare.pop(0)
                 delivery = await self._deliver_to_spare(node_id, put, pushers.get(node_id))
                 if delivery.error is None:
-                    stood_in.append(Delivery(node_id, None, instead_of=failure.node_id))
-                    break
-        return stood_in
+                    stood_in[failure.node_id] = Delivery(node_id, None, instead_of=failure.node_id)
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for failure in failed:
+                nursery.start_soon(replace, failure)
+        return [stood_in[failure.node_id] for failure in failed if failure.node_id in stood_in]
 
     async def _deliver_to_spare(self, node_id: NodeId, put: Put, pusher: Pusher | None) -> Delivery:
         """Bring a file that is here to a peer that may not have been offered its chunks while they arrived."""

@@ -236,10 +236,10 @@ async def _frames(peer: Member, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 
 @contextmanager
 def translated(peer: str) -> Iterator[None]:
-    """Errors of HTTP, and of the network under it, as ours."""
+    """Errors of HTTP, and of the network under it, as ours; UnicodeError is what becomes of a name that can be none."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
         raise PeerUnreachable(f"{peer} cannot be reached: {error or type(error).__name__}") from error
 
 

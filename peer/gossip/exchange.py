@@ -18,7 +18,7 @@ from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
 from peer.store.holding import Holding
 from peer.store.rows import raw_log_after
-from peer.tasks import helper_tasks
+from peer.tasks import Keeper, helper_tasks
 from peer.worker import Worker
 from peer.world.env import Env, StoreError
 from protocol.codec import decode_op
@@ -68,9 +68,17 @@ class Exchanger(Worker):
     settle_s = PUSH_DELAY_S
 
     def __init__(
-        self, env: Env, config: Config, here: Holding, others: Peers, whole_states: WholeStates, learn: Learn
+        self,
+        env: Env,
+        config: Config,
+        here: Holding,
+        others: Peers,
+        whole_states: WholeStates,
+        learn: Learn,
+        keeper: Keeper,
     ) -> None:
         super().__init__()
+        self._keeper = keeper
         self._env = env
         self._config = config
         self._here = here
@@ -85,7 +93,13 @@ class Exchanger(Worker):
     async def run(self) -> None:
         """Run the links and push news along them, until cancelled."""
         async with trio.open_nursery() as self._nursery:
+            for link in self._links.values():
+                self._start(link)
             await super().run()
+
+    def _start(self, link: Link) -> None:
+        assert self._nursery is not None, "exchanges need a running exchanger"
+        self._nursery.start_soon(self._keeper.keep, "exchange", link.run)
 
     async def step(self) -> None:
         lacking = self._lacking()
@@ -106,11 +120,10 @@ class Exchanger(Worker):
         """The link to a peer."""
         link = self._links.get(node_id)
         if link is None:
-            assert self._nursery is not None, "exchanges need a running exchanger"
             link = self._links[node_id] = Link(
                 self._config, self._here, self._others, self._whole_states, self._learn, node_id
             )
-            self._nursery.start_soon(link.run)
+            self._start(link)
         return link
 
     async def exchange(self, node_id: NodeId, hold: Dot | None = None) -> None:
@@ -197,14 +210,18 @@ class Link:
             await self._wanted.wait()
             self._wanted = trio.Event()
             turn, self._next = self._next, _Turn()
+            turn.error = PeerUnreachable(f"the exchange with {self.node_id} broke off here; the log says why")
             try:
                 await self._exchange_all(list(turn.hold))
+                turn.error = None
                 self.done += 1
             except (PeerUnreachable, StoreError) as error:
                 turn.error = error
                 self.failed += 1
                 log.debug("exchange with %s failed: %s", self.node_id, error)
-            turn.done.set()
+            finally:
+                # Whatever happened: who waits is told.
+                turn.done.set()
 
     async def _exchange_all(self, hold: list[Dot]) -> None:
         """Exchange until nothing is lacking on either side, or nothing moves any more."""

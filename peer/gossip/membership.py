@@ -45,18 +45,24 @@ class Gossip:
 
     async def run(self) -> None:
         """Probe and answer probes, until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
-            while True:
-                raw, _ = await self._datagrams.receive()
-                self.datagrams_received += 1
-                try:
-                    message = decode_datagram(self._others.cluster_id, raw)
-                except ProtocolError as error:
-                    self.datagrams_dropped += 1
-                    log.debug("dropped a datagram: %s", error)
-                    continue
-                self._carry_out(self._others.membership.handle(Received(message), self._env.clock.now()))
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
+                while True:
+                    raw, _ = await self._datagrams.receive()
+                    self._hear(raw)
+        finally:
+            self._nursery = None
+
+    def _hear(self, raw: bytes) -> None:
+        self.datagrams_received += 1
+        try:
+            message = decode_datagram(self._others.cluster_id, raw)
+        except ProtocolError as error:
+            self.datagrams_dropped += 1
+            log.debug("dropped a datagram: %s", error)
+            return
+        self._carry_out(self._others.membership.handle(Received(message), self._env.clock.now()))
 
     def learn(self, members: tuple[Member, ...]) -> None:
         """Hear of members over HTTP."""
@@ -78,7 +84,9 @@ class Gossip:
 
     def _carry_out(self, effects: list[Effect]) -> None:
         nursery = self._nursery
-        assert nursery is not None, "effects need a running gossip"
+        if nursery is None:
+            # It failed and starts again in a moment; then everybody is probed anew.
+            return
         changed = False
         for effect in effects:
             match effect:

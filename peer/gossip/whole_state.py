@@ -46,6 +46,7 @@ class WholeStates:
         self._here = here
         self._others = others
         self._turn = trio.Lock()
+        self._pending: dict[NodeId, Reason] = {}
         self._nursery: trio.Nursery | None = None
         self.disagreements = 0
 
@@ -55,8 +56,16 @@ class WholeStates:
             await trio.sleep_forever()
 
     def fetch_soon(self, node_id: NodeId, reason: Reason) -> None:
-        """Have `fetch` done; what it cannot do, the next exchange tries again."""
-        self._start(partial(self.fetch, node_id, reason))
+        """Have `fetch` done, once however often that is asked; what it cannot do, the next exchange tries again."""
+        if node_id not in self._pending:
+            self._pending[node_id] = reason
+            self._start(partial(self._fetch_pending, node_id))
+
+    async def _fetch_pending(self, node_id: NodeId) -> None:
+        try:
+            await self.fetch(node_id, self._pending[node_id])
+        finally:
+            del self._pending[node_id]
 
     def declare_soon(self) -> None:
         """Have `Holding.declare_backed` done; what it cannot do, the next exchange tries again."""
@@ -71,6 +80,8 @@ class WholeStates:
             await task()
         except (PeerUnreachable, StoreError) as error:
             log.warning("%s", error)
+        except Exception:
+            log.exception("taking over a whole state failed")
 
     async def frames(self) -> AsyncIterator[bytes]:
         """Our live state with the version vector it belongs to, as of one moment, as frames for another peer.

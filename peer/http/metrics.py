@@ -126,6 +126,8 @@ class _Peer(Collector):
         yield _counter("minidfs_worker_steps", "Steps of work done in the background.", steps)
         backlog = [({"worker": status.name}, status.backlog) for status in statuses]
         yield _gauge("minidfs_worker_backlog", "What waits to be done.", backlog)
+        failures = [({"task": name}, count) for name, count in self._services.keeper.failures.items()]
+        yield _counter("minidfs_task_failures", "Tasks that failed and were started again; the log says why.", failures)
         failing = [({"worker": status.name}, status.error is not None) for status in statuses]
         yield _gauge("minidfs_worker_failing", "1 if the last step failed; the log says why.", failing)
 

@@ -34,8 +34,9 @@ async def join(request: Request) -> Response:
     """`POST /peer/join`: the cluster's id and members, for one who wants to become one."""
     services = services_of(request)
     cluster_id, members = messages.decode_join(await body_of(request, JOIN_BYTES_MAX))
-    if cluster_id not in ("", services.others.cluster_id):
-        raise WrongCluster("this peer belongs to another cluster")
+    # Whoever brings members has to know which cluster they are of; only who brings none may ask for it.
+    if cluster_id != services.others.cluster_id and (cluster_id or members):
+        raise WrongCluster("this peer belongs to another cluster, or none was named")
     services.gossip.learn(members)
     return _packed(messages.encode_joined(services.others.cluster_id, services.others.membership.members()))
 

@@ -18,6 +18,7 @@ from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import WholeStates
 from peer.store.holding import Holding
+from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
 from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
@@ -47,6 +48,7 @@ class Services:
     queue: Queue
     anti_entropy: AntiEntropy
     loop_lag: LoopLag
+    keeper: Keeper
     workers: tuple[Worker, ...]
     """All that works without being asked."""
     ready: trio.Event = field(default_factory=trio.Event)
