@@ -62,7 +62,12 @@ class Gossip:
             self.datagrams_dropped += 1
             log.debug("dropped a datagram: %s", error)
             return
-        self._carry_out(self._others.membership.handle(Received(message), self._env.clock.now()))
+        try:
+            self._carry_out(self._others.membership.handle(Received(message), self._env.clock.now()))
+        except Exception:
+            # Else who sends it again and again would keep this peer deaf.
+            self.datagrams_dropped += 1
+            log.exception("a datagram of %s cannot be taken in", message.sender.node_id)
 
     def learn(self, members: tuple[Member, ...]) -> None:
         """Hear of members over HTTP."""
