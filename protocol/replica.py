@@ -27,6 +27,9 @@ from protocol.identity import (
 from protocol.ops import Delete, Drop, Hold, Manifest, Op, Put, needs_of
 from protocol.store import Store
 
+DROP_DOTS_MAX = 20_000
+"""Holds taken back in one op: with the longest names that is about a quarter of what an op may have."""
+
 OwnOp = TypeVar("OwnOp", Put, Delete, Hold, Drop)
 
 
@@ -99,12 +102,13 @@ class Replica:
             return None
         return self._write(Hold(*self._next(wall_ms), put, recovered))
 
-    def drop(self, holds: Iterable[Hold], wall_ms: int) -> Drop | None:
-        """Take back holds of this peer; None when none of them is live."""
+    def drop(self, holds: Iterable[Hold], wall_ms: int) -> list[Drop]:
+        """Take back holds of this peer, those that are live; in as many ops as it takes for each to fit a message."""
         dots = tuple(hold.dot for hold in holds if self.store.hold_at(hold.dot) is not None)
-        if not dots:
-            return None
-        return self._write(Drop(*self._next(wall_ms), dots))
+        return [
+            self._write(Drop(*self._next(wall_ms), dots[start : start + DROP_DOTS_MAX]))
+            for start in range(0, len(dots), DROP_DOTS_MAX)
+        ]
 
     def drop_all(self, wall_ms: int) -> Drop | None:
         """Take back every hold this peer ever wrote, as far as it has heard: its disk has none of them."""
@@ -113,7 +117,7 @@ class Replica:
             return None
         return self._write(Drop(*self._next(wall_ms), (), tuple(sorted(last.values()))))
 
-    def drop_unbacked(self, is_backed: Callable[[Dot], bool], wall_ms: int) -> Drop | None:
+    def drop_unbacked(self, is_backed: Callable[[Dot], bool], wall_ms: int) -> list[Drop]:
         """Take back what this peer is said to hold and its disk does not back; `is_backed` is asked with put dots."""
         return self.drop([hold for hold in self.store.holds_by(self.me) if not is_backed(hold.put)], wall_ms)
 

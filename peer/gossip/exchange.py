@@ -179,6 +179,7 @@ class Link:
         """What the peer confirmed to have applied; it may have more."""
         self.done = 0
         self.failed = 0
+        self._is_stuck = False
         self._next = _Turn()
         self._wanted = trio.Event()
 
@@ -226,6 +227,7 @@ class Link:
     async def _exchange_all(self, hold: list[Dot]) -> None:
         """Exchange until nothing is lacking on either side, or nothing moves any more."""
         before: VersionVector | None = None
+        self._is_stuck = False
         while True:
             peer = self._others.membership.member(self.node_id)
             if peer is None:
@@ -234,15 +236,31 @@ class Link:
             reply = await self._others.client.exchange(peer, request)
             await self._take_reply(reply)
             moved = before != reply.vv
-            before = reply.vv
-            lacking = not covers_all(reply.vv, request.vv) and not request.behind
-            if not (hold or more or reply.more or (lacking and moved)):
+            if await self._end_standstill(request, reply, is_still_there=not moved) or request.behind:
                 return
+            before = reply.vv
+            lacking = not covers_all(reply.vv, request.vv)
+            if not (hold or more or reply.more or self._is_stuck or (lacking and moved)):
+                return
+
+    async def _end_standstill(self, request: ExchangeRequest, reply: ExchangeReply, *, is_still_there: bool) -> bool:
+        """Ops that went over and moved nothing build on rows that are lost: then a whole state helps, and no repeating.
+
+        The next request tells the other to take ours over; what it has is taken over here. True to end the exchange.
+        """
+        if request.ops and is_still_there and not self._is_stuck:
+            log.error("rows of the log are lost: %s, which cannot apply what is left, gets a whole state", self.node_id)
+            self._is_stuck = True
+        if reply.ops and self._here.database.committed.version_vector == request.vv:
+            log.error("%s has lost rows of its log: taking its whole state instead of what is left", self.node_id)
+            await self._whole_states.fetch(self.node_id, Reason.BEHIND)
+            return True
+        return False
 
     async def _make_request(self, hold: list[Dot]) -> tuple[ExchangeRequest, list[Dot], bool]:
         """A request, the files it could not bring yet, and whether ops were left over."""
         committed = self._here.database.committed
-        suffix = self._suffix(committed.floors)
+        suffix = None if self._is_stuck else self._suffix(committed.floors)
         asked: list[Dot] = []
         contents: list[bytes] = []
         if suffix is not None and self.known_vv is not None and not suffix.more:

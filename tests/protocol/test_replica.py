@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -10,10 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replicas.cluster import snapshot_of
 
-from protocol.codec import decode_op, encode_op
-from protocol.identity import Dot, HybridClock, NodeId, Origin, Stamp, ms_of_stamp, stamp_of_ms
-from protocol.ops import Delete, Hold, Manifest, Put
-from protocol.replica import Replica
+from peer.config import Address, Config
+from protocol.codec import FILENAME_CHARS_MAX, HASH_BYTES, OP_BYTES_MAX, decode_op, encode_op
+from protocol.identity import (
+    EPOCH_BITS,
+    SEQ_MAX,
+    STAMP_MAX,
+    Dot,
+    HybridClock,
+    NodeId,
+    Origin,
+    Stamp,
+    ms_of_stamp,
+    stamp_of_ms,
+)
+from protocol.ops import Chunk, Delete, Drop, Hold, Manifest, Put
+from protocol.replica import DROP_DOTS_MAX, Replica
 from protocol.store import MemoryStore
 
 NOW = 1_700_000_000_000
@@ -75,8 +89,8 @@ def test_a_file_is_declared_held_once() -> None:
 def test_holds_that_are_not_live_are_not_dropped_again() -> None:
     me = replica("a")
     hold = me.hold(me.put(manifest(), NOW).dot, NOW)
-    assert me.drop([hold], NOW).supersedes == (hold.dot,)
-    assert me.drop([hold], NOW) is None
+    assert [drop.supersedes for drop in me.drop([hold], NOW)] == [(hold.dot,)]
+    assert me.drop([hold], NOW) == []
     assert me.drop_all(NOW) is None
 
 
@@ -101,6 +115,25 @@ def test_one_op_drops_the_holds_of_all_lives_of_a_peer_and_of_no_other() -> None
     tell(me, other)
     assert me.store.holds_by(me.me) == other.store.holds_by(me.me) == []
     assert other.store.holds_of(put.dot) == [theirs]
+
+
+def test_taking_back_any_number_of_holds_makes_ops_that_fit_a_message() -> None:
+    me = replica("a")
+    holds = [me.hold(me.put(manifest(f"f{number}"), NOW).dot, NOW) for number in range(2 * DROP_DOTS_MAX + 1)]
+    drops = me.drop(holds, NOW)
+    assert [len(drop.supersedes) for drop in drops] == [DROP_DOTS_MAX, DROP_DOTS_MAX, 1]
+    assert me.store.holds_by(me.me) == []
+
+
+def test_the_largest_ops_there_can_be_fit_a_message() -> None:
+    longest = Origin(NodeId("n" * 64), (1 << EPOCH_BITS) - 1)
+    dots = tuple(Dot(longest, SEQ_MAX - number) for number in range(DROP_DOTS_MAX))
+    assert len(encode_op(Drop(dots[0], Stamp(STAMP_MAX), dots))) < OP_BYTES_MAX / 2
+    config = Config(node_id="n", listen=Address("h", 1), data=Path())
+    count = -(-config.file_bytes_max // config.chunk_bytes_max)
+    chunks = (Chunk(b"\xff" * HASH_BYTES, config.chunk_bytes_max),) * count
+    largest = replace(manifest(), chunks=chunks, filename="\U0001f600" * FILENAME_CHARS_MAX)
+    assert len(encode_op(Put(dots[0], Stamp(STAMP_MAX), largest))) < OP_BYTES_MAX
 
 
 # --- time ---
@@ -168,7 +201,7 @@ def test_a_rumor_that_builds_on_what_was_not_heard_waits(kind: str) -> None:
         "put": lambda: other.put(manifest(), NOW),
         "delete": lambda: other.delete("a", NOW),
         "hold": lambda: Replica.hold(replica("c", other.store), put.dot, NOW),
-        "drop": lambda: other.drop(other.my_holds_of(put.dot), NOW),
+        "drop": lambda: other.drop(other.my_holds_of(put.dot), NOW)[0],
         "drop of everything": lambda: other.drop_all(NOW),
     }
     assert me.hear({}, [write[kind]()], NOW).too_early

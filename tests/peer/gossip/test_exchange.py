@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import httpx
 import pytest
 import trio
@@ -24,6 +27,7 @@ from worlds import (
     versions,
 )
 
+from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Drop
 from sim.world import World
 
@@ -389,3 +393,39 @@ def test_a_stopped_peer_says_so_before_it_is_gone() -> None:
         assert "draining" in response.json()["error"]
 
     in_world(scenario, peers=1)
+
+
+@pytest.mark.parametrize("loser", ["node-1", "node-2"])
+def test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_spin(loser: str) -> None:
+    async def scenario(world: World) -> None:
+        part(world, ("node-1",), ("node-2",))
+        await trio.sleep(10)
+        for number in range(5):
+            await put(world, "node-1", f"a{number}", b"content")
+            await put(world, "node-2", f"b{number}", b"content")
+        epoch = here(world, loser).replica.origin.epoch
+        rows(world, loser, "DELETE FROM log WHERE seq = 3 AND origin = (SELECT id FROM origins WHERE epoch = ?)", epoch)
+        asked = count_exchanges(world)
+        heal(world)
+        await trio.sleep(10)
+        assert sum(asked.values()) < 60
+        await converged(world)
+        for number in range(5):
+            assert await everywhere(world, f"a{number}") == await everywhere(world, f"b{number}") == [b"content"] * 2
+
+    in_world(scenario, peers=2)
+
+
+def count_exchanges(world: World) -> Counter[str]:
+    """How often each peer is asked for an exchange from now on."""
+    asked: Counter[str] = Counter()
+    for name in world.machines:
+        answering = services(world, name).answering
+
+        async def count(request: ExchangeRequest, name: str = name, right: Any = answering.answer) -> ExchangeReply:
+            asked[name] += 1
+            reply: ExchangeReply = await right(request)
+            return reply
+
+        answering.answer = count  # type: ignore[method-assign]
+    return asked
