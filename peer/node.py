@@ -39,7 +39,7 @@ from peer.upkeep.queue import Queue
 from peer.upkeep.repair import DeficitWatch, Repair
 from peer.world.env import Datagrams, Env, HttpServer, StartError, StoreError
 from protocol import catalog
-from protocol.identity import Member, NodeId
+from protocol.identity import Life, Member, NodeId
 from protocol.membership import Membership
 from protocol.replica import Replica
 
@@ -47,6 +47,7 @@ log = logging.getLogger("minidfs.node")
 
 DATABASE = "minidfs.db"
 OWN_LISTENER = "peer"
+LIFE_BITS = 63
 
 
 class Node:
@@ -61,6 +62,7 @@ class Node:
         self.space = Space(env, config.reserve_bytes)
         self.keeper = Keeper()
         self._exchanging = trio.Event()
+        self._failure: StartError | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -74,7 +76,8 @@ class Node:
     async def run(self, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until stopped; `task_status` is told the address once it is bound.
 
-        Raises StartError when the peer cannot start, and StoreError when its data folder cannot be read.
+        Raises StartError when the peer cannot start, or another one goes by its id, and StoreError when its data folder
+        cannot be read.
         """
         with self.env.disk.lock():
             placement = Placement()
@@ -137,6 +140,8 @@ class Node:
             nursery.cancel_scope.cancel()
         if self.services is not None:
             await self.services.others.client.aclose()
+        if self._failure is not None:
+            raise self._failure
 
     async def _shut_down(self, server: HttpServer) -> None:
         if self.services is not None:
@@ -182,7 +187,8 @@ class Node:
         database.remember = replica.remember
         chunks = ChunkStore(env, config, database, self.space)
         here = Holding(me.node_id, env.clock, database, replica, chunks, self.space)
-        membership = Membership(me, members, config.probe_interval_s, config.down_after_s)
+        life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
+        membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())
         await self._take_stock(here)
         return here, Peers(me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id))
@@ -210,7 +216,7 @@ class Node:
 
     def _wire(self, here: Holding, others: Peers, datagrams: Datagrams) -> Services:
         env, config = self.env, self.config
-        gossip = Gossip(env, here, others, datagrams, self._on_met)
+        gossip = Gossip(env, here, others, datagrams, self._on_met, self._on_doubled)
         whole_states = WholeStates(env, here, others)
         exchanger = Exchanger(env, config, here, others, whole_states, gossip.learn, self.keeper)
         fetching = Fetching(env, here, others)
@@ -241,6 +247,13 @@ class Node:
             keeper=self.keeper,
             workers=(exchanger, *maintenance, loop_lag),
         )
+
+    def _on_doubled(self, address: str) -> None:
+        """Another process was there first under this id: this one ends, with its disk as it is."""
+        self._failure = StartError(
+            f"a peer named {self.config.node_id} runs at {address} already; stop that one, or use another --id here"
+        )
+        self.stop()
 
     async def _on_met(self, node_id: NodeId) -> None:
         """A peer answers after an absence: swap logs at once, and fetch what came to light."""

@@ -71,6 +71,14 @@ class Member:
     zone: str = ""
 
 
+class Life(NamedTuple):
+    """One run of a peer's process; of two, the one that started later is the greater, and no two are equal."""
+
+    started_ms: int
+    number: int
+    """Drawn at the start."""
+
+
 def covers(vv: VersionVector, dot: Dot) -> bool:
     """Whether the op of this dot was applied (or taken over as state) by the owner of `vv`."""
     return vv.get(dot.origin, 0) >= dot.seq

@@ -6,10 +6,11 @@ silent one is probed on, so that it is met again as soon as it can be.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from protocol.identity import Member, NodeId
+from protocol.identity import Life, Member, NodeId
 from protocol.messages import Ack, Datagram, Ping
 
 LATENCY_WEIGHT = 0.25
@@ -89,7 +90,15 @@ class Met:
     node_id: NodeId
 
 
-Effect = Send | SetTimer | MemberChanged | StatusChanged | Met
+@dataclass(frozen=True, slots=True)
+class Doubled:
+    """Another process answers under our id, from this address; `must_stop` is true for the one that started later."""
+
+    address: str
+    must_stop: bool
+
+
+Effect = Send | SetTimer | MemberChanged | StatusChanged | Met | Doubled
 
 
 @dataclass(slots=True)
@@ -105,8 +114,13 @@ class _Peer:
 class Membership:
     """The member list of one peer and its beliefs. `members` are those it knew when it last stopped."""
 
-    def __init__(self, me: Member, members: tuple[Member, ...], interval_s: float, down_after_s: float) -> None:
+    def __init__(
+        self, me: Member, members: tuple[Member, ...], interval_s: float, down_after_s: float, life: Life
+    ) -> None:
         self.me = me
+        self._life = life
+        self._double_asked_at = -math.inf
+        self._double_number: int | None = None
         self._interval_s = interval_s
         self._down_after_s = down_after_s
         self._number = 0
@@ -120,7 +134,7 @@ class Membership:
             case Received(message):
                 return self._on_received(message, now)
             case Learned(members):
-                return [effect for member in members for effect in self._learn(member)]
+                return [effect for member in members for effect in self._learn(member, now)]
 
     def _on_tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = [SetTimer(self._interval_s)]
@@ -132,7 +146,7 @@ class Membership:
     def _probe(self, peer: _Peer, now: float) -> list[Effect]:
         self._number += 1
         peer.pinged_at, peer.pinged_number = now, self._number
-        return [Send(peer.member.address, Ping(self._number, self.me))]
+        return [Send(peer.member.address, Ping(self._number, self.me, self._life))]
 
     def _judge(self, peer: _Peer, now: float) -> list[Effect]:
         if peer.status is Status.DOWN or peer.heard_at is None:
@@ -155,13 +169,13 @@ class Membership:
     def _on_received(self, message: Datagram, now: float) -> list[Effect]:
         sender = message.sender
         if sender.node_id == self.me.node_id:
-            return []
-        effects = self._learn(sender)
+            return self._on_double(message, now)
+        effects = self._learn(sender, now)
         peer = self._peers.get(sender.node_id)
         if peer is None:
             return effects
         if isinstance(message, Ping):
-            effects.append(Send(sender.address, Ack(message.number, self.me)))
+            effects.append(Send(sender.address, Ack(message.number, self.me, self._life)))
             # One we took for down is there: two peers meet as soon as one of them starts.
             return effects + (self._probe(peer, now) if peer.status is Status.DOWN else [])
         if message.number == peer.pinged_number:
@@ -174,9 +188,31 @@ class Membership:
         known = peer.latency_s
         peer.latency_s = round_trip_s if known is None else known + LATENCY_WEIGHT * (round_trip_s - known)
 
-    def _learn(self, heard: Member) -> list[Effect]:
+    def _on_double(self, message: Datagram, now: float) -> list[Effect]:
+        """A datagram under our own id: of an earlier run of ours, late on its way, or of another process that lives.
+
+        Only an answer to a question of now tells which. Both find out, and one of them has to go.
+        """
+        if message.life is None or message.life == self._life:
+            return []
+        if isinstance(message, Ping):
+            address = message.sender.address
+            return [Send(address, Ack(message.number, self.me, self._life)), *self._ask_double(address, now)]
+        if message.number != self._double_number:
+            return []
+        self._double_number = None
+        return [Doubled(message.sender.address, must_stop=self._life > message.life)]
+
+    def _ask_double(self, address: str, now: float) -> list[Effect]:
+        if address == self.me.address or now - self._double_asked_at < self._interval_s:
+            return []
+        self._number += 1
+        self._double_asked_at, self._double_number = now, self._number
+        return [Send(address, Ping(self._number, self.me, self._life))]
+
+    def _learn(self, heard: Member, now: float) -> list[Effect]:
         if heard.node_id == self.me.node_id:
-            return self._outrank(heard)
+            return self._outrank(heard, now)
         peer = self._peers.get(heard.node_id)
         if peer is None:
             if heard.incarnation > INCARNATION_FIRST_MAX:
@@ -188,12 +224,15 @@ class Membership:
         peer.member = heard
         return [MemberChanged(heard)]
 
-    def _outrank(self, heard: Member) -> list[Effect]:
-        """A record of ourselves we do not remember, from before our disk was emptied, must not outlive us."""
+    def _outrank(self, heard: Member, now: float) -> list[Effect]:
+        """A record of ourselves we do not remember, from before our disk was emptied, must not outlive us.
+
+        Who is at its address is asked: it may be that another process goes by our id.
+        """
         if not 0 <= heard.incarnation - self.me.incarnation <= INCARNATION_STEP_MAX or heard == self.me:
             return []
         self.me = replace(self.me, incarnation=heard.incarnation + 1)
-        return [MemberChanged(self.me)]
+        return [MemberChanged(self.me), *self._ask_double(heard.address, now)]
 
     # --- what is believed ---
 

@@ -12,7 +12,7 @@ from enum import Enum
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster
-from protocol.identity import Dot, Member, VersionVector
+from protocol.identity import Dot, Life, Member, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
 WIRE_VERSION = 1
@@ -37,6 +37,8 @@ class Ping:
 
     number: int
     sender: Member
+    life: Life | None = None
+    """None from a peer of an older version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Ack:
 
     number: int
     sender: Member
+    life: Life | None = None
 
 
 Datagram = Ping | Ack
@@ -112,7 +115,8 @@ class Recovery:
 def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
     """The bytes of a datagram."""
     kind = _PING if isinstance(message, Ping) else _ACK
-    return codec.pack([WIRE_VERSION, kind, cluster_id, message.number, _member_fields(message.sender)])
+    fields = [WIRE_VERSION, kind, cluster_id, message.number, _member_fields(message.sender)]
+    return codec.pack([*fields, message.life] if message.life else fields)
 
 
 def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
@@ -121,10 +125,11 @@ def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
     _check_cluster(cluster_id, fields[2])
     number = codec.read_int(fields[3], codec.SIZE_MAX)
     sender = _read_member(fields[4])
+    life = _read_life(fields[5]) if len(fields) > 5 else None
     if fields[1] == _PING:
-        return Ping(number, sender)
+        return Ping(number, sender, life)
     if fields[1] == _ACK:
-        return Ack(number, sender)
+        return Ack(number, sender, life)
     raise MalformedMessage(f"a datagram of unknown kind {fields[1]!r}")
 
 
@@ -335,6 +340,11 @@ def _read_member(value: object) -> Member:
         codec.read_int(incarnation, INCARNATION_MAX),
         codec.read_text(zone, ZONE_CHARS_MAX),
     )
+
+
+def _read_life(value: object) -> Life:
+    started_ms, number = codec.read_list(value, 2)
+    return Life(codec.read_int(started_ms, codec.MS_MAX), codec.read_int(number, codec.SIZE_MAX))
 
 
 def read_members(value: object) -> tuple[Member, ...]:

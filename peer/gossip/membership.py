@@ -15,14 +15,28 @@ from peer.store.members import save_members
 from peer.world.env import Datagrams, Env, StoreError
 from protocol.errors import ProtocolError
 from protocol.identity import Member, NodeId
-from protocol.membership import Effect, Learned, MemberChanged, Met, Received, Send, SetTimer, StatusChanged, Tick
+from protocol.membership import (
+    Doubled,
+    Effect,
+    Learned,
+    MemberChanged,
+    Met,
+    Received,
+    Send,
+    SetTimer,
+    StatusChanged,
+    Tick,
+)
 from protocol.messages import decode_datagram, encode_datagram
 
 log = logging.getLogger("minidfs.gossip")
 
 
 class Gossip:
-    """Keeps a peer's membership running. `on_met` is started for each peer that answers after an absence."""
+    """Keeps a peer's membership running. `on_met` is started for each peer that answers after an absence.
+
+    `on_doubled` is called with the address of an older process that goes by this peer's id.
+    """
 
     def __init__(
         self,
@@ -31,12 +45,14 @@ class Gossip:
         others: Peers,
         datagrams: Datagrams,
         on_met: Callable[[NodeId], Awaitable[None]],
+        on_doubled: Callable[[str], None],
     ) -> None:
         self._env = env
         self._here = here
         self._others = others
         self._datagrams = datagrams
         self._on_met = on_met
+        self._on_doubled = on_doubled
         self._keeping = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.datagrams_sent = 0
@@ -92,21 +108,22 @@ class Gossip:
         if nursery is None:
             # It failed and starts again in a moment; then everybody is probed anew.
             return
-        changed = False
+        if any(isinstance(effect, MemberChanged) for effect in effects):
+            nursery.start_soon(self.keep_members)
         for effect in effects:
             match effect:
                 case Send(to, message):
                     nursery.start_soon(self._send, to, encode_datagram(self._others.cluster_id, message))
                 case SetTimer(after_s):
                     nursery.start_soon(self._tick_later, after_s)
-                case MemberChanged():
-                    changed = True
                 case StatusChanged(node_id, status):
                     log.info("%s is %s", node_id, status.value)
+                case Doubled(address, must_stop):
+                    log.error("another process answers as %s at %s", self._others.me, address)
+                    if must_stop:
+                        self._on_doubled(address)
                 case Met(node_id):
                     nursery.start_soon(self._on_met, node_id)
-        if changed:
-            nursery.start_soon(self.keep_members)
 
     async def _send(self, to: str, payload: bytes) -> None:
         try:

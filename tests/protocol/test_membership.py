@@ -7,8 +7,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.identity import Member, NodeId
+from protocol.identity import Life, Member, NodeId
 from protocol.membership import (
+    Doubled,
     Effect,
     Event,
     Learned,
@@ -25,6 +26,7 @@ from protocol.messages import INCARNATION_MAX, Ack, Ping
 
 A, B, C = (Member(NodeId(name), f"{name}:1", 1) for name in "abc")
 INTERVAL_S, DOWN_AFTER_S = 1.0, 3.0
+LIFE = Life(1000, 1)
 NAMES = st.sampled_from(["a", "b", "c", "d"]).map(NodeId)
 RECORDS = st.builds(Member, NAMES, st.sampled_from(["x:1", "y:2", ""]), st.integers(0, 6), st.sampled_from(["", "z"]))
 ABSURD = st.builds(Member, NAMES, st.text(max_size=20), st.integers(0, INCARNATION_MAX), st.text(max_size=5))
@@ -37,7 +39,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
 
 
 def membership_of(*members: Member, me: Member = A) -> Membership:
-    return Membership(me, members, INTERVAL_S, DOWN_AFTER_S)
+    return Membership(me, members, INTERVAL_S, DOWN_AFTER_S, LIFE)
 
 
 def pings(effects: list[Effect]) -> dict[str, Ping]:
@@ -65,16 +67,19 @@ def test_every_other_peer_is_probed_at_every_tick() -> None:
 def test_a_ping_from_a_peer_taken_for_down_is_answered_with_a_probe_so_that_the_two_meet_at_once() -> None:
     membership = membership_of(B)
     effects = membership.handle(Received(Ping(7, B)), 0.0)
-    assert [effect.message for effect in effects if isinstance(effect, Send)] == [Ack(7, A), Ping(1, A)]
+    assert [effect.message for effect in effects if isinstance(effect, Send)] == [
+        Ack(7, A, LIFE),
+        Ping(1, A, LIFE),
+    ]
     assert Met(B.node_id) in answer(membership, effects, B, 0.001)
-    assert membership.handle(Received(Ping(8, B)), 0.002) == [Send("b:1", Ack(8, A))]
+    assert membership.handle(Received(Ping(8, B)), 0.002) == [Send("b:1", Ack(8, A, LIFE))]
 
 
 def test_a_ping_is_answered_with_its_number_to_the_address_the_sender_names() -> None:
     membership = membership_of(B)
-    assert membership.handle(Received(Ping(7, B)), 0.0)[0] == Send("b:1", Ack(7, A))
+    assert membership.handle(Received(Ping(7, B)), 0.0)[0] == Send("b:1", Ack(7, A, LIFE))
     stranger = Member(NodeId("d"), "d:1", 4)
-    assert Send("d:1", Ack(1, A)) in membership.handle(Received(Ping(1, stranger)), 0.0)
+    assert Send("d:1", Ack(1, A, LIFE)) in membership.handle(Received(Ping(1, stranger)), 0.0)
     assert membership.member(stranger.node_id) == stranger
 
 
@@ -208,3 +213,69 @@ def test_of_strangers_nothing_is_believed() -> None:
     assert membership.member(stranger) is None
     assert membership.heard_at(stranger) is None
     assert membership.latency_s(stranger) is None
+
+
+# --- two processes with one id ---
+
+
+class Doubles:
+    """Two processes that go by one id at two addresses, and the datagrams between them."""
+
+    def __init__(self, first: Life, second: Life, incarnations: tuple[int, int]) -> None:
+        self.ends = {
+            f"a:{number}": Membership(Member(A.node_id, f"a:{number}", incarnation), (), INTERVAL_S, DOWN_AFTER_S, life)
+            for number, (life, incarnation) in enumerate(zip((first, second), incarnations, strict=True), 1)
+        }
+        self.must_stop: dict[str, set[bool]] = {address: set() for address in self.ends}
+        self.datagrams = 0
+
+    def hear(self, address: str, event: Event, now: float) -> None:
+        for effect in self.ends[address].handle(event, now):
+            if isinstance(effect, Doubled):
+                self.must_stop[address].add(effect.must_stop)
+            elif isinstance(effect, Send) and effect.to in self.ends:
+                self.datagrams += 1
+                assert self.datagrams < 100, "they never stop asking each other"
+                self.hear(effect.to, Received(effect.message), now)
+
+
+LIVES = st.builds(Life, st.integers(0, 3), st.integers(0, 1 << 40))
+
+
+@given(LIVES, LIVES, st.integers(1, 9), st.integers(1, 9), st.sampled_from(["a:1", "a:2"]))
+def test_of_two_processes_with_one_id_the_one_that_started_later_finds_out_and_has_to_stop(
+    first: Life, second: Life, one: int, other: int, told: str
+) -> None:
+    doubles = Doubles(first, second, (one, other))
+    records = tuple(membership.me for membership in doubles.ends.values())
+    for now in range(4):
+        for address in (told, *doubles.ends):
+            doubles.hear(address, Learned(records), float(now))
+            records += (doubles.ends[address].me,)
+    if first == second:
+        return
+    later = "a:2" if second > first else "a:1"
+    earlier = "a:1" if later == "a:2" else "a:2"
+    assert doubles.must_stop[later] == {True}
+    assert doubles.must_stop[earlier] <= {False}
+
+
+def test_a_late_datagram_of_an_earlier_run_stops_nobody() -> None:
+    membership = membership_of(B)
+    earlier = Member(A.node_id, "a:9", 1)
+    effects = membership.handle(Received(Ack(0, earlier, Life(1, 1))), 0.0)
+    effects += membership.handle(Received(Ack(1, earlier, Life(5000, 1))), 0.0)
+    effects += membership.handle(Received(Ping(1, earlier, Life(1, 1))), 0.0)
+    effects += membership.handle(Received(Ping(1, earlier, None)), 0.0)
+    assert not [effect for effect in effects if isinstance(effect, Doubled)]
+
+
+def test_an_answer_counts_once_and_only_to_the_question_it_is_of() -> None:
+    membership = membership_of(B)
+    other = Member(A.node_id, "a:9", 7)
+    (ping,) = pings(membership.handle(Learned((other,)), 0.0)).values()
+    younger, ours = Life(999, 1), LIFE
+    assert membership.handle(Received(Ack(ping.number + 1, other, younger)), 0.1) == []
+    assert membership.handle(Received(Ack(ping.number, other, ours)), 0.1) == []
+    assert membership.handle(Received(Ack(ping.number, other, younger)), 0.1) == [Doubled("a:9", must_stop=True)]
+    assert membership.handle(Received(Ack(ping.number, other, younger)), 0.1) == []

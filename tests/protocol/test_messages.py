@@ -12,9 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import messages
-from protocol.codec import FILE_KEY_PATTERN, encode_op
+from protocol.codec import FILE_KEY_PATTERN, MS_MAX, SIZE_MAX, encode_op
 from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
-from protocol.identity import EPOCH_BITS, NODE_ID_PATTERN, SEQ_MAX, Dot, Member, NodeId, Origin, Stamp, VersionVector
+from protocol.identity import (
+    EPOCH_BITS,
+    NODE_ID_PATTERN,
+    SEQ_MAX,
+    Dot,
+    Life,
+    Member,
+    NodeId,
+    Origin,
+    Stamp,
+    VersionVector,
+)
 from protocol.messages import (
     ADDRESS_CHARS_MAX,
     CLUSTER_ID_CHARS_MAX,
@@ -55,8 +66,9 @@ MEMBERS = st.builds(
 )
 BLOBS = st.lists(st.binary(max_size=50), max_size=5).map(tuple)
 MANY_MEMBERS = st.lists(MEMBERS, max_size=5).map(tuple)
+LIVES = st.builds(Life, st.integers(0, MS_MAX), st.integers(0, SEQ_MAX))
 DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
-    st.builds(Ping, st.integers(0, SEQ_MAX), MEMBERS), st.builds(Ack, st.integers(0, SEQ_MAX), MEMBERS)
+    st.builds(Ping, st.integers(0, SEQ_MAX), MEMBERS, LIVES), st.builds(Ack, st.integers(0, SEQ_MAX), MEMBERS, LIVES)
 )
 REQUESTS = st.builds(
     ExchangeRequest,
@@ -101,6 +113,17 @@ def test_datagrams_read_back(message: Datagram) -> None:
         assert decode_datagram(CLUSTER, raw) == message
 
 
+@given(st.sampled_from([Ping, Ack]), st.integers(0, SEQ_MAX), MEMBERS)
+def test_a_datagram_of_an_older_version_tells_no_life(
+    kind: type[Ping] | type[Ack], number: int, member: Member
+) -> None:
+    message = kind(number, member, Life(1, 1))
+    fields = msgpack.unpackb(encode_datagram(CLUSTER, message))
+    raw = bytes(msgpack.packb(fields[:5]))
+    if len(raw) <= DATAGRAM_BYTES_MAX:
+        assert decode_datagram(CLUSTER, raw) == kind(number, member, None)
+
+
 @settings(max_examples=30)
 @given(REQUESTS)
 def test_requests_read_back(request: ExchangeRequest) -> None:
@@ -116,7 +139,8 @@ def test_replies_read_back(reply: ExchangeReply) -> None:
 def test_the_largest_datagram_of_plain_text_fits_its_limit() -> None:
     """Addresses and zones are plain ASCII: host names and ports."""
     member = Member(NodeId("n" * 64), "a" * ADDRESS_CHARS_MAX, INCARNATION_MAX, "z" * ZONE_CHARS_MAX)
-    for message in (Ping(SEQ_MAX, member), Ack(SEQ_MAX, member)):
+    life = Life(MS_MAX, SIZE_MAX)
+    for message in (Ping(SEQ_MAX, member, life), Ack(SEQ_MAX, member, life)):
         raw = encode_datagram("c" * CLUSTER_ID_CHARS_MAX, message)
         assert len(raw) <= DATAGRAM_BYTES_MAX
         assert decode_datagram("c" * CLUSTER_ID_CHARS_MAX, raw) == message
