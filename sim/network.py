@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
 from hashlib import blake2b
 from random import Random
 from typing import Any
@@ -23,6 +25,43 @@ from peer.world.env import AsgiApp, Listener, StartError
 
 DELAY_S = (0.0002, 0.002)
 """One way, the least and the most."""
+DOUBLED_WITHIN_S = 5.0
+BREAKS_WITHIN_PIECES = 4
+"""Of a body that breaks off: before one of its first pieces."""
+
+
+class Fate(Enum):
+    """What becomes of a request on its way."""
+
+    FINE = auto()
+    RESET = auto()
+    """The connection breaks before the request is there, or in the middle of its body."""
+    UNANSWERED = auto()
+    """It is carried out, and the connection breaks before the answer."""
+    CUT_OFF = auto()
+    """The connection breaks in the middle of the answer."""
+    SILENT = auto()
+    """It is carried out, and nothing comes back, ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weather:
+    """How bad a network is, as shares of what passes through it; delays in seconds."""
+
+    lost: float = 0.0
+    """Datagrams."""
+    doubled: float = 0.0
+    """Datagrams that arrive twice, the second time at any later moment."""
+    slow: float = 0.0
+    """Datagrams, requests, answers, and pieces of bodies that take up to `slow_max_s` longer: so they overtake."""
+    slow_max_s: float = 1.0
+    broken: float = 0.0
+    """Requests with another fate than a good one."""
+    silent: float = 0.2
+    """Of the broken ones, those that hang in silence."""
+
+
+FAIR = Weather()
 
 Trace = Callable[[str, str, str], None]
 """Is told who did what, and the details."""
@@ -35,7 +74,7 @@ class Network:
         self._chance = chance
         self.trace = trace
         self._nursery = nursery
-        self.loss = 0.0
+        self.weather = FAIR
         self._servers: dict[int, VirtualListener] = {}
         self._mailboxes: dict[int, VirtualDatagrams] = {}
         self._cut: dict[tuple[str, str], None] = {}
@@ -62,7 +101,33 @@ class Network:
 
     async def delay(self) -> None:
         """One way over a link."""
-        await trio.sleep(self._chance.uniform(*DELAY_S))
+        await trio.sleep(self._chance.uniform(*DELAY_S) + self._lateness_s())
+
+    async def delay_piece(self) -> None:
+        """A piece of a body, which comes right behind the one before, but in bad weather."""
+        late_s = self._lateness_s()
+        if late_s:
+            await trio.sleep(late_s)
+
+    def _lateness_s(self) -> float:
+        weather = self.weather
+        # In fair weather nothing is drawn: it is not to change what a seed stands for.
+        if not weather.slow or self._chance.random() >= weather.slow:
+            return 0.0
+        return self._chance.uniform(0, weather.slow_max_s)
+
+    def fate(self) -> Fate:
+        """What will become of a request."""
+        weather = self.weather
+        if not weather.broken or self._chance.random() >= weather.broken:
+            return Fate.FINE
+        if self._chance.random() < weather.silent:
+            return Fate.SILENT
+        return self._chance.choice((Fate.RESET, Fate.UNANSWERED, Fate.CUT_OFF))
+
+    def draw(self, below: int) -> int:
+        """Where in a body it breaks."""
+        return self._chance.randrange(below)
 
     # --- ports ---
 
@@ -91,10 +156,15 @@ class Network:
     def send_datagram(self, sender: VirtualDatagrams, payload: bytes, to: Address) -> None:
         """Let a datagram travel."""
         self.trace(sender.name, f"datagram to {to.port}", _digest(payload))
-        if self.passes(sender.name, to.port) and self._chance.random() >= self.loss:
-            self._nursery.start_soon(self._deliver, sender.address, payload, to)
+        if not self.passes(sender.name, to.port) or self._chance.random() < self.weather.lost:
+            return
+        self._nursery.start_soon(self._deliver, sender.address, payload, to)
+        if self.weather.doubled and self._chance.random() < self.weather.doubled:
+            self._nursery.start_soon(self._deliver, sender.address, payload, to, DOUBLED_WITHIN_S)
 
-    async def _deliver(self, sender: Address, payload: bytes, to: Address) -> None:
+    async def _deliver(self, sender: Address, payload: bytes, to: Address, within_s: float = 0.0) -> None:
+        if within_s:
+            await trio.sleep(self._chance.uniform(0, within_s))
         await self.delay()
         mailbox = self._mailboxes.get(to.port)
         if mailbox is not None:
@@ -223,19 +293,23 @@ class VirtualTransport(httpx.AsyncBaseTransport):
         listener = self._network.server_at(port)
         if listener is None or listener.nursery is None:
             raise httpx.ConnectError(f"port {port} refuses connections", request=request)
-        cycle = _Cycle(listener, request, body)
+        fate = self._network.fate()
+        if fate is Fate.RESET and body is not None:
+            raise httpx.WriteError("the connection broke", request=request)
+        cycle = _Cycle(listener, request, body, self._network)
         listener.nursery.start_soon(cycle.serve)
         if body is None:
-            await cycle.send_body()
+            await cycle.send_body(breaks=fate is Fate.RESET)
         with trio.move_on_after(_or_for_ever(timeout.get("read"))):
             await cycle.started.wait()
             await self._network.delay()
-            if cycle.status is None:
+            if cycle.status is None or fate is Fate.UNANSWERED:
                 raise httpx.ReadError("the peer hung up", request=request)
-            if not self._network.passes_back(port, self._name):
+            if fate is Fate.SILENT or not self._network.passes_back(port, self._name):
                 await _time_out(timeout.get("read"), httpx.ReadTimeout, request)
             self._network.trace(self._name, f"answer from {port}", str(cycle.status))
-            stream = _ResponseStream(cycle, timeout.get("read"), request)
+            breaks_at = self._network.draw(BREAKS_WITHIN_PIECES) if fate is Fate.CUT_OFF else None
+            stream = _ResponseStream(cycle, timeout.get("read"), request, breaks_at)
             return httpx.Response(cycle.status, headers=cycle.headers, stream=stream, request=request)
         raise httpx.ReadTimeout("no answer", request=request)
 
@@ -245,7 +319,8 @@ class _Cycle:
 
     BODY_PIECES_MAX = 4
 
-    def __init__(self, listener: VirtualListener, request: httpx.Request, body: bytes | None) -> None:
+    def __init__(self, listener: VirtualListener, request: httpx.Request, body: bytes | None, network: Network) -> None:
+        self.network = network
         self._listener = listener
         self._request = request
         self._send_body, self._body = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
@@ -261,13 +336,21 @@ class _Cycle:
         self._send, self.pieces = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
         self.is_whole = False
 
-    async def send_body(self) -> None:
-        """Send a body that is made piece by piece; what is left of it is dropped once the answer has begun."""
+    async def send_body(self, *, breaks: bool) -> None:
+        """Send a body that is made piece by piece; what is left of it is dropped once the answer has begun.
+
+        Raises httpx.WriteError if it `breaks`.
+        """
         assert isinstance(self._request.stream, httpx.AsyncByteStream)
+        left = self.network.draw(BREAKS_WITHIN_PIECES) if breaks else math.inf
         with trio.CancelScope() as sending, self._send_body:
             async with helper_tasks() as nursery:
                 nursery.start_soon(self._stop_when_started, sending)
                 async for piece in self._request.stream:
+                    if left <= 0:
+                        raise httpx.WriteError("the connection broke", request=self._request)
+                    left -= 1
+                    await self.network.delay_piece()
                     await self._send_body.send(piece)
                 self._body_is_whole = True
 
@@ -336,7 +419,8 @@ class _Cycle:
 class _ResponseStream(httpx.AsyncByteStream):
     """The answer's body at the asking end."""
 
-    def __init__(self, cycle: _Cycle, timeout_s: float | None, request: httpx.Request) -> None:
+    def __init__(self, cycle: _Cycle, timeout_s: float | None, request: httpx.Request, breaks_at: int | None) -> None:
+        self._left = math.inf if breaks_at is None else breaks_at
         self._cycle = cycle
         self._timeout_s = timeout_s
         self._request = request
@@ -344,10 +428,14 @@ class _ResponseStream(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             with trio.move_on_after(_or_for_ever(self._timeout_s)) as limit:
+                await self._cycle.network.delay_piece()
                 try:
                     piece = await self._cycle.pieces.receive()
                 except trio.EndOfChannel:
                     break
+            if self._left <= 0:
+                raise httpx.ReadError("the connection broke", request=self._request)
+            self._left -= 1
             if limit.cancelled_caught:
                 raise httpx.ReadTimeout("the answer stopped", request=self._request)
             yield piece

@@ -28,7 +28,8 @@ from blake3 import blake3
 
 from sim.disk import TOTAL_BYTES, Faults
 from sim.model import FileModel, PromiseBroken, Version, content_of
-from sim.world import World, run_world
+from sim.network import FAIR, Weather
+from sim.world import VirtualClock, World, run_world
 
 PEERS = 3
 STORM_S = 30.0
@@ -195,7 +196,7 @@ class Storm:
     # --- faults ---
 
     async def _harm(self, over: trio.Event) -> None:
-        harms = (self._crash, self._fail, self._flip, self._flip, self._fill, self._cut)
+        harms = (self._crash, self._fail, self._flip, self._flip, self._fill, self._cut, self._blow, self._set_clock)
         while not over.is_set():
             await trio.sleep(self._faults.uniform(0.2, 2.0))
             await self._faults.choice(harms)(self._faults.choice(sorted(self._world.machines)))
@@ -233,6 +234,24 @@ class Storm:
             self._world.network.cut(other, name)
         await trio.sleep(self._faults.uniform(0.5, 8.0))
         self._mend(name, other)
+
+    async def _blow(self, _name: str) -> None:
+        """Bad weather on all links, clients' too."""
+        self._tally["bad weathers"] += 1
+        draw = self._faults.random
+        self._world.network.weather = Weather(
+            lost=draw() / 2, doubled=draw() / 4, slow=draw() / 4, slow_max_s=draw() * 3, broken=draw() / 5
+        )
+        await trio.sleep(self._faults.uniform(0.5, 8.0))
+        self._world.network.weather = FAIR
+
+    async def _set_clock(self, name: str) -> None:
+        """A peer's clock jumps, by anything from milliseconds to weeks, and stays where it is."""
+        await trio.lowlevel.checkpoint()
+        machine = self._world.machines[name]
+        if machine.env is not None and isinstance(clock := machine.env.clock, VirtualClock):
+            self._tally["clock steps"] += 1
+            clock.offset_ms = self._faults.randrange(-1, 2) * int(10 ** self._faults.uniform(0, 9.3))
 
     def _mend(self, one: str, other: str) -> None:
         self._world.network.restore(one, other)
@@ -279,6 +298,7 @@ class Storm:
     # --- the end ---
 
     async def _heal(self) -> None:
+        self._world.network.weather = FAIR
         for name, machine in self._world.machines.items():
             machine.platter.faults = None
             machine.platter.capacity_bytes = TOTAL_BYTES

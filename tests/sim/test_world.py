@@ -8,6 +8,7 @@ import trio
 from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put
 
 from peer.world.env import StartError
+from sim.network import Weather
 from sim.world import World
 
 
@@ -99,7 +100,7 @@ def test_a_link_cut_in_one_direction_only_makes_both_ends_see_a_peer_that_is_dow
 
 def test_peers_converge_though_a_third_of_all_datagrams_is_lost() -> None:
     async def scenario(world: World) -> None:
-        world.network.loss = 0.33
+        world.network.weather = Weather(lost=0.33)
         for number in range(15):
             await put(world, f"node-{number % 3 + 1}", f"k{number}", b"%d" % number * 100)
         await converged(world)
