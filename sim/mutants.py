@@ -25,6 +25,12 @@ ENV = "tests/peer/world/test_env.py"
 CALLERS = "tests/peer/http/test_callers.py"
 MIN_COPIES = "tests/peer/files/test_min_copies.py"
 SERVER = "tests/peer/world/test_server.py"
+CLIENT = "tests/peer/gossip/test_client.py"
+TASKS = "tests/peer/test_tasks.py"
+UNFORESEEN = "tests/peer/gossip/test_unforeseen.py"
+HOSTILE = "tests/peer/gossip/test_hostile_members.py"
+EXCHANGE = "tests/peer/gossip/test_exchange.py"
+MEMBERSHIP = "tests/protocol/test_membership.py"
 WORKER = "tests/peer/test_worker.py"
 
 CATALOG_FILE = "protocol/catalog.py"
@@ -686,6 +692,103 @@ MUTANTS = (
         "            self._peers.add(connection)",
         "            self._clients.add(connection)",
         (SERVER,),
+    ),
+    # --- what other peers, broken messages and doubled ids can do ---
+    Mutant(
+        "failed-task-ends-the-peer",
+        "A task that fails as nobody foresaw is not started again.",
+        "peer/tasks.py",
+        "            except Exception:\n                self.failures",
+        "            except KeyError:\n                self.failures",
+        (TASKS,),
+    ),
+    Mutant(
+        "datagram-silences-gossip",
+        "One message that gossip stumbles over stops it.",
+        "peer/gossip/membership.py",
+        "        except Exception:",
+        "        except KeyError:",
+        (UNFORESEEN,),
+    ),
+    Mutant(
+        "exchange-waits-for-ever",
+        "Who waits for an exchange that failed as nobody foresaw is not told.",
+        "peer/gossip/exchange.py",
+        "                turn.done.set()",
+        "                turn.done = trio.Event()",
+        (UNFORESEEN,),
+    ),
+    Mutant(
+        "members-from-anywhere",
+        "Who brings members need not know of which cluster they are.",
+        "peer/http/peers.py",
+        " and (cluster_id or members):",
+        " and cluster_id:",
+        (HOSTILE,),
+    ),
+    Mutant(
+        "any-incarnation-will-do",
+        "A record with the highest number there is has the last word for ever.",
+        "protocol/membership.py",
+        "        if not 0 < heard.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:",
+        "        if heard.incarnation <= peer.member.incarnation:",
+        (HOSTILE,),
+    ),
+    Mutant(
+        "names-that-can-be-none",
+        "An address no resolver takes comes out of a request as an error nobody expects.",
+        "peer/gossip/client.py",
+        "httpx.StreamError, UnicodeError) as error:",
+        "httpx.StreamError) as error:",
+        (CLIENT,),
+    ),
+    Mutant(
+        "whole-states-pile-up",
+        "Each exchange while behind asks for one more whole state.",
+        "peer/gossip/whole_state.py",
+        "        if node_id not in self._pending:",
+        "        if node_id:",
+        (UNFORESEEN,),
+    ),
+    Mutant(
+        "stand-ins-without-end",
+        "A receipt waits for every peer that might stand in, however long each is silent.",
+        "peer/files/delivery.py",
+        "            while spare and self._env.clock.now() < give_up_at:",
+        "            while spare:",
+        (UNFORESEEN,),
+    ),
+    Mutant(
+        "standstill-goes-on",
+        "Ops that cannot be applied, for rows of the log are lost, are sent for ever.",
+        "peer/gossip/exchange.py",
+        "        if request.ops and is_still_there and not self._is_stuck:",
+        "        if request.behind and is_still_there:",
+        (EXCHANGE,),
+    ),
+    Mutant(
+        "drop-too-large-to-send",
+        "Holds are taken back in one op, however many they are.",
+        "protocol/replica.py",
+        "DROP_DOTS_MAX = 20_000",
+        "DROP_DOTS_MAX = 200_000",
+        (REPLICA,),
+    ),
+    Mutant(
+        "doubles-go-on",
+        "Of two processes with one id none finds out that it has to stop.",
+        "protocol/membership.py",
+        "must_stop=self._life > message.life",
+        "must_stop=False",
+        (MEMBERSHIP,),
+    ),
+    Mutant(
+        "late-datagram-stops-a-peer",
+        "A datagram of an earlier run of a peer counts as another process that lives.",
+        "protocol/membership.py",
+        "        if message.number != self._double_number:",
+        "        if message.number < 0:",
+        (MEMBERSHIP,),
     ),
     # --- who may ask ---
     Mutant(

@@ -29,7 +29,7 @@ from blake3 import blake3
 from sim.disk import TOTAL_BYTES, Faults
 from sim.model import FileModel, PromiseBroken, Version, content_of
 from sim.network import FAIR, Weather
-from sim.world import VirtualClock, World, run_world
+from sim.world import VirtualClock, World, few_partitions, run_world
 
 PEERS = 3
 STORM_S = 30.0
@@ -348,7 +348,8 @@ def run_seed(seed: int) -> tuple[Tally, str | None]:
         await Storm(world, tally).run()
 
     try:
-        run_world(seed, scenario, peers=PEERS, copies=PEERS, **SETTINGS)
+        with few_partitions():
+            run_world(seed, scenario, peers=PEERS, copies=PEERS, **SETTINGS)
     # Whatever ends a simulated run early is a finding, an assertion of ours as well as a broken promise.
     except Exception as error:  # noqa: BLE001
         return tally, _told(error)

@@ -335,6 +335,25 @@ def _lacks_copies(node: Node) -> bool:
     return database.look_up(lambda connection: bool(connection.execute(query).fetchone()[0]))
 
 
+PARTITIONS = 64
+"""Instead of 4096: ranking those is most of the time a small world takes to start."""
+
+
+@contextmanager
+def few_partitions() -> Iterator[None]:
+    """Make worlds that start quickly, where it is of no interest how files are spread."""
+    names = ("protocol.placement", "peer.store.members", "peer.gossip.placement")
+    modules: list[Any] = [importlib.import_module(name) for name in names]
+    before = [module.PARTITIONS for module in modules]
+    for module in modules:
+        module.PARTITIONS = PARTITIONS
+    try:
+        yield
+    finally:
+        for module, partitions in zip(modules, before, strict=True):
+            module.PARTITIONS = partitions
+
+
 def run_world(
     seed: int,
     scenario: Scenario,

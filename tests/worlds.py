@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
-import pytest
 import trio
 
 from peer.gossip.peers import Peers
 from peer.http.services import Services
 from peer.store.holding import Holding
-from protocol import placement
 from sim.disk import Platter
-from sim.world import World, run_world
-
-PARTITIONS = 64
-"""Instead of 4096: ranking those is most of the time a world takes to start."""
+from sim.world import World, few_partitions, run_world
 
 Scenario = Callable[[World], Awaitable[None]]
-
-
-@contextmanager
-def few_partitions() -> Iterator[None]:
-    """Start worlds quickly."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placement, "PARTITIONS", PARTITIONS)
-        patch.setattr("peer.store.members.PARTITIONS", PARTITIONS)
-        patch.setattr("peer.gossip.placement.PARTITIONS", PARTITIONS)
-        yield
 
 
 def in_world(scenario: Scenario, *, seed: int = 1, limit_s: float = 3600, start: bool = True, **settings: Any) -> str:

@@ -27,6 +27,7 @@ from worlds import (
     versions,
 )
 
+from peer.gossip.client import PeerUnreachable
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Drop
 from sim.world import World
@@ -396,7 +397,13 @@ def test_a_stopped_peer_says_so_before_it_is_gone() -> None:
 
 
 @pytest.mark.parametrize("loser", ["node-1", "node-2"])
-def test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_spin(loser: str) -> None:
+def test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_spin(
+    loser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Little fits a message, so that there is always more.
+    monkeypatch.setattr("peer.gossip.exchange.OPS_BYTES_MAX", 300)
+    monkeypatch.setattr("peer.gossip.answer.OPS_BYTES_MAX", 300)
+
     async def scenario(world: World) -> None:
         part(world, ("node-1",), ("node-2",))
         await trio.sleep(10)
@@ -405,10 +412,19 @@ def test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_
             await put(world, "node-2", f"b{number}", b"content")
         epoch = here(world, loser).replica.origin.epoch
         rows(world, loser, "DELETE FROM log WHERE seq = 3 AND origin = (SELECT id FROM origins WHERE epoch = ?)", epoch)
-        asked = count_exchanges(world)
+        asked, fetches = count_exchanges(world), {name: services(world, name).whole_states for name in world.machines}
+        rights = {name: whole_states.fetch for name, whole_states in fetches.items()}
+
+        async def cannot(*_: object) -> None:
+            raise PeerUnreachable("no whole state comes through")
+
+        for whole_states in fetches.values():
+            whole_states.fetch = cannot  # type: ignore[assignment, method-assign]
         heal(world)
         await trio.sleep(10)
         assert sum(asked.values()) < 60
+        for name, whole_states in fetches.items():
+            whole_states.fetch = rights[name]  # type: ignore[method-assign]
         await converged(world)
         for number in range(5):
             assert await everywhere(world, f"a{number}") == await everywhere(world, f"b{number}") == [b"content"] * 2
