@@ -22,6 +22,9 @@ makes up the highest number there is would have the last word for ever."""
 INCARNATION_FIRST_MAX = 1 << 40
 """The same for a peer nobody has heard of: it may have had to outrank such records many times."""
 
+MEMBERS_MAX = 4096
+"""In a cluster: more are not heard of, whoever makes them up."""
+
 
 class Status(Enum):
     """What we believe of a peer, from when it last answered."""
@@ -215,7 +218,7 @@ class Membership:
             return self._outrank(heard, now)
         peer = self._peers.get(heard.node_id)
         if peer is None:
-            if heard.incarnation > INCARNATION_FIRST_MAX:
+            if heard.incarnation > INCARNATION_FIRST_MAX or len(self._peers) + 1 >= MEMBERS_MAX:
                 return []
             self._peers[heard.node_id] = _Peer(heard)
             return [MemberChanged(heard)]

@@ -29,7 +29,7 @@ async def test_a_cluster_answers_as_its_description_says_and_comes_to_no_harm(tm
         await peers.upload("node-1", content_of(1, 100_000))
         url = peers.url("node-2", "/openapi.json")
         options = ["--checks", ",".join(CHECKS), "--phases", "coverage,fuzzing", "--seed", "1"]
-        options += ["--max-time", "20", "--continue-on-failure", "--no-color"]
+        options += ["--max-time", "10", "--continue-on-failure", "--no-color"]
         done = await trio.run_process(
             [sys.executable, "-m", "schemathesis.cli", "run", url, *options],
             capture_stdout=True,

@@ -10,12 +10,26 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import (
+    ATTEMPTS,
+    CLUSTER,
+    COUNTS,
+    DATAGRAMS,
+    DOTS,
+    JUNK,
+    MANY_MEMBERS,
+    MEMBERS,
+    REPLIES,
+    REQUESTS,
+    SUMS,
+    TEXT,
+    VECTORS,
+)
 
 from protocol import messages
 from protocol.codec import FILE_KEY_PATTERN, MS_MAX, SIZE_MAX, encode_op
 from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
 from protocol.identity import (
-    EPOCH_BITS,
     NODE_ID_PATTERN,
     SEQ_MAX,
     Dot,
@@ -37,7 +51,6 @@ from protocol.messages import (
     Datagram,
     ExchangeReply,
     ExchangeRequest,
-    ItemStatus,
     Ping,
     Recovery,
     RepairAttempt,
@@ -49,61 +62,6 @@ from protocol.messages import (
     encode_request,
 )
 from protocol.ops import Drop, Hold
-
-CLUSTER = "00" * 16
-NODE_IDS = st.sampled_from(["a", "node-1", "N" * 64, "0._-x"]).map(NodeId)
-ORIGINS = st.builds(Origin, NODE_IDS, st.integers(0, (1 << EPOCH_BITS) - 1))
-DOTS = st.builds(Dot, ORIGINS, st.integers(1, SEQ_MAX))
-VECTORS = st.dictionaries(ORIGINS, st.integers(1, SEQ_MAX), max_size=5)
-SUMS = st.integers(0, (1 << 128) - 1)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-MEMBERS = st.builds(
-    Member,
-    NODE_IDS,
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=ADDRESS_CHARS_MAX),
-    st.integers(0, INCARNATION_MAX),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=ZONE_CHARS_MAX),
-)
-BLOBS = st.lists(st.binary(max_size=50), max_size=5).map(tuple)
-MANY_MEMBERS = st.lists(MEMBERS, max_size=5).map(tuple)
-LIVES = st.builds(Life, st.integers(0, MS_MAX), st.integers(0, SEQ_MAX))
-DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
-    st.builds(Ping, st.integers(0, SEQ_MAX), MEMBERS, LIVES), st.builds(Ack, st.integers(0, SEQ_MAX), MEMBERS, LIVES)
-)
-REQUESTS = st.builds(
-    ExchangeRequest,
-    sender=MEMBERS,
-    members=MANY_MEMBERS,
-    vv=VECTORS,
-    state_sum=SUMS,
-    ops=BLOBS,
-    hold=st.lists(DOTS, max_size=5).map(tuple),
-    chunks=BLOBS,
-    behind=st.booleans(),
-)
-REPLIES = st.builds(
-    ExchangeReply,
-    members=MANY_MEMBERS,
-    vv=VECTORS,
-    state_sum=SUMS,
-    ops=BLOBS,
-    more=st.booleans(),
-    behind=st.booleans(),
-)
-COUNTS = st.integers(0, (1 << 63) - 1)
-ATTEMPTS = st.builds(
-    RepairAttempt,
-    COUNTS,
-    st.sampled_from(ItemStatus),
-    COUNTS,
-    st.none() | st.integers(0, (1 << 47) - 1),
-    st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
-)
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | TEXT | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(TEXT | st.binary(), inner, max_size=3),
-    max_leaves=15,
-)
 
 
 @given(DATAGRAMS)

@@ -1,0 +1,107 @@
+"""Messages with valid framing and absurd contents: refused or harmless, and nothing grows with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import msgpack
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import BLOBS, DATAGRAMS, JUNK, REQUESTS
+from worlds import converged, everywhere, get, here, in_world, others, put, services
+
+from peer.gossip.client import CLUSTER_HEADER
+from protocol import messages
+from protocol.identity import Member, NodeId
+from protocol.membership import MEMBERS_MAX
+from protocol.messages import Datagram, ExchangeRequest
+from sim.world import World
+
+PATHS = ["/peer/exchange", "/peer/join", "/peer/chunks", "/peer/chunks/renew", "/peer/chunks/withdraw"]
+few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+
+
+async def post(world: World, path: str, body: bytes) -> int:
+    headers = {CLUSTER_HEADER: others(world, "node-1").cluster_id}
+    status = (await world.request("node-1", "POST", path, content=body, headers=headers)).status_code
+    assert status in (200, 400, 403, 413, 503), status
+    return status
+
+
+async def assert_well(world: World) -> None:
+    """It works as before, and remembers nothing of what it was told."""
+    assert await everywhere(world, "kept") == [b"content"] * 2
+    await put(world, "node-2", "new", b"new")
+    await converged(world, limit_s=400)
+    assert await get(world, "node-1", "new") == b"new"
+    assert len(here(world, "node-1").database.committed.version_vector) < 50
+    assert not here(world, "node-1").chunks.staging.has_any
+
+
+@few
+@given(st.lists(st.tuples(st.sampled_from(PATHS), JUNK | st.lists(JUNK, min_size=7, max_size=12)), max_size=40))
+def test_plain_values_of_any_kind_are_no_message(bodies: list[tuple[str, Any]]) -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "kept", b"content")
+        for path, value in bodies:
+            status = await post(world, path, bytes(msgpack.packb(value)))
+            # An empty list names no chunks, which is no nonsense.
+            assert status == httpx.codes.BAD_REQUEST or value in ([], ()), value
+        await assert_well(world)
+
+    in_world(scenario, peers=2)
+
+
+@few
+@given(st.lists(st.tuples(REQUESTS, st.booleans(), st.booleans()), max_size=15))
+def test_exchanges_that_say_absurd_things_do_no_harm(requests: list[tuple[ExchangeRequest, bool, bool]]) -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "kept", b"content")
+        cluster_id = others(world, "node-1").cluster_id
+        mine, theirs = (others(world, name).membership.me for name in ("node-1", "node-2"))
+        for request, is_from_peer, is_empty in requests:
+            # Of a real peer, of one nobody knows, or of the receiver itself.
+            sender = theirs if is_from_peer else replace(request.sender, node_id=mine.node_id)
+            said = replace(request, sender=sender, members=(), ops=() if is_empty else request.ops)
+            await post(world, "/peer/exchange", messages.encode_request(cluster_id, said))
+        await assert_well(world)
+
+    in_world(scenario, peers=2)
+
+
+@few
+@given(st.lists(DATAGRAMS, max_size=40), BLOBS)
+def test_datagrams_that_say_absurd_things_do_no_harm(datagrams: list[Datagram], blobs: tuple[bytes, ...]) -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "kept", b"content")
+        membership = others(world, "node-1").membership
+        for datagram in datagrams:
+            for node_id in ("node-1", "node-2"):
+                # Numbers and addresses of nobody, under the names of everybody.
+                sender = replace(datagram.sender, node_id=NodeId(node_id), incarnation=0)
+                services(world, "node-1").gossip._hear(
+                    messages.encode_datagram(others(world, "node-1").cluster_id, replace(datagram, sender=sender))
+                )
+        for blob in blobs:
+            services(world, "node-1").gossip._hear(blob)
+        await trio.sleep(5)
+        assert [member.node_id for member in membership.members()] == ["node-1", "node-2"]
+        await assert_well(world)
+
+    in_world(scenario, peers=2)
+
+
+def test_made_up_members_are_known_up_to_a_limit() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "kept", b"content")
+        membership = others(world, "node-1").membership
+        membership.handle = lambda event, now: []  # type: ignore[method-assign]
+        for number in range(0, 2 * MEMBERS_MAX, 500):
+            for member in (Member(NodeId(f"m{number + more}"), "127.0.0.1:1", 1) for more in range(500)):
+                membership._learn(member, 0.0)
+        assert len(membership.members()) == MEMBERS_MAX
+
+    in_world(scenario, peers=2)
