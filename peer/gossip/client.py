@@ -133,7 +133,7 @@ class PeerClient:
         """Whether a peer says that it takes files."""
         try:
             with translated(peer.node_id):
-                response = await self._http.get(f"http://{peer.address}/health/ready")
+                response = await self._http.get(f"http://{peer.address}/health/ready", timeout=CONNECT_TIMEOUT_S)
         except PeerUnreachable:
             return False
         return response.status_code == httpx.codes.OK
