@@ -29,7 +29,7 @@ from peer.http.facade import serve_facade
 from peer.http.services import Services
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
-from peer.store.holding import Holding
+from peer.store.holding import DAMAGED, Holding
 from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
 from peer.tasks import Keeper
@@ -108,7 +108,10 @@ class Node:
         set_meta_value(store.connection, "node_id", self.config.node_id)
         actual = catalog.sum_of_rows(store)
         if actual != store.state_sum():
-            log.error("the catalog's rows do not give its sum: damaged rows; other peers' copies of them are kept")
+            log.error(
+                "rows of the catalog are damaged, for they do not give its sum; another peer's will take their place"
+            )
+            set_meta_value(store.connection, DAMAGED, 1)
             store.set_state_sum(actual)
 
     def _cluster_id(self, database: Database) -> str | None:
@@ -187,6 +190,7 @@ class Node:
         database.remember = replica.remember
         chunks = ChunkStore(env, config, database, self.space)
         here = Holding(me.node_id, env.clock, database, replica, chunks, self.space)
+        here.is_damaged = database.look_up(lambda connection: meta_value(connection, DAMAGED)) is not None
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
         membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())

@@ -123,6 +123,33 @@ def unite_incoming(store: Store) -> int:
     return revived
 
 
+def adopt_incoming(store: Store, their_vv: VersionVector) -> None:
+    """Become exactly what lies staged, another peer's state as of its version vector, whatever the own rows say.
+
+    For a peer whose rows are damaged: some are gone, some are not what they were, and none can be told apart. It must
+    know of nothing beyond that vector when this begins. Then it is as whoever took over a whole state with nothing of
+    its own.
+    """
+    for op in store.live():
+        if not store.is_incoming(op.dot):
+            end_if_live(store, _live(store, op))
+    for op in store.incoming():
+        mine = _live(store, op)
+        if mine is not None and digest_of(mine) != digest_of(op):
+            end(store, mine)
+            mine = None
+        if mine is None and _may_live(store, op):
+            make_live(store, op)
+    floors = store.floors()
+    for origin, seq in sorted(their_vv.items()):
+        if seq > store.seen(origin):
+            store.advance(origin, seq)
+            if seq > floors.get(origin, 0):
+                store.raise_floor(origin, seq)
+    store.set_state_sum(sum_of_rows(store))
+    store.clear_incoming()
+
+
 def _live(store: Store, op: LiveOp) -> LiveOp | None:
     return store.put_at(op.dot) if isinstance(op, Put) else store.hold_at(op.dot)
 

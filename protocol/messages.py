@@ -252,15 +252,29 @@ def dot_of_text(text: str) -> Dot:
     return codec.read_dot(codec.unpack(raw))
 
 
-def encode_snapshot_head(vv: VersionVector, state_sum: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class SnapshotHead:
+    """What a whole state begins with: its version vector and its sum."""
+
+    vv: VersionVector
+    state_sum: int
+    is_damaged: bool = False
+    """Its rows are not what they were: what is missing may not be taken for removed."""
+
+
+def encode_snapshot_head(head: SnapshotHead) -> bytes:
     """The bytes of the frame a whole state begins with."""
-    return codec.pack([codec.vv_fields(vv), state_sum.to_bytes(16, "big")])
+    fields = [codec.vv_fields(head.vv), head.state_sum.to_bytes(16, "big")]
+    return codec.pack([*fields, True] if head.is_damaged else fields)
 
 
-def decode_snapshot_head(raw: bytes) -> tuple[VersionVector, int]:
-    """Version vector and sum of a whole state; raises MalformedMessage."""
-    vv, state_sum = codec.read_list(codec.unpack(raw), 2)
-    return codec.read_vv(vv), int.from_bytes(codec.read_bytes(state_sum, 16), "big")
+def decode_snapshot_head(raw: bytes) -> SnapshotHead:
+    """The head of a whole state; raises MalformedMessage."""
+    fields = codec.read_list(codec.unpack(raw))
+    if len(fields) < 2:
+        raise MalformedMessage(f"the head of a whole state has {len(fields)} fields; it needs two")
+    state_sum = int.from_bytes(codec.read_bytes(fields[1], 16), "big")
+    return SnapshotHead(codec.read_vv(fields[0]), state_sum, len(fields) > 2 and codec.read_bool(fields[2]))
 
 
 def encode_snapshot_page(ops: Sequence[bytes]) -> bytes:

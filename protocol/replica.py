@@ -256,6 +256,27 @@ class Replica:
             self.clock.observe(op.stamp, wall_ms)
         catalog.merge_incoming(self.store, their_vv)
 
+    def adopt_incoming(self, their_vv: VersionVector) -> bool:
+        """Take over the staged state of another peer in place of the own one, whose rows are damaged.
+
+        What the own log has beyond it is applied again, in its order and under its dots, for others may have heard it.
+        This peer writes under a new epoch from now on. False, and nothing happens, when that peer lacks what this one
+        has truncated: it is not in the log any more.
+        """
+        if not covers_all(their_vv, self.store.floors()):
+            self.store.clear_incoming()
+            return False
+        beyond = list(self.store.log_after(their_vv))
+        for origin, seq in self.store.version_vector().items():
+            if seq > their_vv.get(origin, 0):
+                self.store.rewind(origin, their_vv.get(origin, 0))
+        catalog.adopt_incoming(self.store, their_vv)
+        self.leave_epoch()
+        for op in beyond:
+            verdict = catalog.apply(self.store, op)
+            assert verdict is Verdict.APPLIED, f"{op} was in the log, and cannot be applied again: {verdict}"
+        return True
+
     def disagrees(self, their_vv: VersionVector, their_sum: int) -> bool:
         """Equal version vectors and unequal states: somebody's rows are damaged, and nothing may be removed for it."""
         return self.store.state_sum() != their_sum and self.store.version_vector() == their_vv

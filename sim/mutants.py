@@ -12,6 +12,10 @@ TOLD = "tests/protocol/test_convergence.py::test_it_holds_that"
 ROT = (
     "tests/protocol/test_convergence.py::test_rows_that_rot_away_on_one_peer_come_back_and_nothing_is_removed_for_them"
 )
+DAMAGED_ROWS = (
+    "tests/protocol/test_convergence.py"
+    "::test_a_peer_whose_rows_are_damaged_takes_over_another_ones_state_and_keeps_what_its_log_has_beyond"
+)
 REPLICA = "tests/protocol/test_replica.py"
 CODEC = "tests/protocol/test_codec.py"
 STORE = "tests/protocol/test_store_contract.py"
@@ -789,6 +793,47 @@ MUTANTS = (
         "        if message.number != self._double_number:",
         "        if message.number < 0:",
         (MEMBERSHIP,),
+    ),
+    # --- damaged rows ---
+    Mutant(
+        "damage-forgotten",
+        "A peer whose rows do not give their sum goes on as if they did.",
+        "peer/node.py",
+        "            set_meta_value(store.connection, DAMAGED, 1)\n",
+        "",
+        (EXCHANGE,),
+    ),
+    Mutant(
+        "damaged-state-handed-on",
+        "What a peer with damaged rows lacks is taken for deleted by who takes its whole state over.",
+        "peer/gossip/whole_state.py",
+        "                    if head.is_damaged and reason is not Reason.DISAGREEMENT:",
+        "                    if head.is_damaged and reason is Reason.DISAGREEMENT:",
+        (EXCHANGE,),
+    ),
+    Mutant(
+        "contents-go-with-damaged-rows",
+        "The content of files whose rows are replaced is thrown away.",
+        "peer/store/holding.py",
+        "        store.pin_contents()\n",
+        "",
+        (EXCHANGE,),
+    ),
+    Mutant(
+        "log-beyond-a-state-forgotten",
+        "What a damaged peer alone has in its log is lost when it takes over another one's state.",
+        "protocol/replica.py",
+        "        beyond = list(self.store.log_after(their_vv))",
+        "        beyond: list[Op] = []",
+        (DAMAGED_ROWS,),
+    ),
+    Mutant(
+        "altered-rows-stay",
+        "Rows that are not what they were stay, when only what is missing comes back.",
+        "protocol/catalog.py",
+        "        if mine is not None and digest_of(mine) != digest_of(op):",
+        "        if mine is not None and digest_of(mine) == 0:",
+        (DAMAGED_ROWS,),
     ),
     # --- who may ask ---
     Mutant(

@@ -46,6 +46,8 @@ CONTENTS = 6
 
 EIO = 0.002
 EIO_AT_COMMIT = 0.05
+DAMAGED_ROWS = 0.3
+"""How often a peer whose power was cut finds a row of its catalog gone, or not what it was."""
 
 
 @dataclass(slots=True)
@@ -207,8 +209,37 @@ class Storm:
             self._tally["power cuts"] += 1
             await self._world.crash(name)
             await trio.sleep(self._faults.uniform(0.0, 8.0))
+        if self._faults.random() < DAMAGED_ROWS and machine.node is None:
+            self._damage_row(name)
         machine.platter.faults = None
         await self._world.try_start(name)
+
+    def _damage_row(self, name: str) -> None:
+        """A put's row goes, or changes, while another peer's catalog has it as it was."""
+        here = self._puts(name)
+        elsewhere = {put for other in self._world.machines if other != name for put in self._puts(other)}
+        common = sorted(here.keys() & elsewhere)
+        if not common:
+            return
+        self._tally["damaged rows"] += 1
+        row_id = here[self._faults.choice(common)]
+        (database,) = self._world.machines[name].platter.databases.values()
+        if self._faults.random() < 0.5:
+            database.execute("DELETE FROM holds WHERE put = ?", (row_id,))
+            database.execute("DELETE FROM puts WHERE id = ?", (row_id,))
+        else:
+            database.execute("UPDATE puts SET filename = 'damaged', sha256 = zeroblob(32) WHERE id = ?", (row_id,))
+
+    def _puts(self, name: str) -> dict[tuple[str, int, int], int]:
+        """The row id of each live put of a peer, by its dot."""
+        for database in self._world.machines[name].platter.databases.values():
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'puts'").fetchone() is not None:
+                rows = database.execute(
+                    "SELECT nodes.node_id, origins.epoch, puts.seq, puts.id FROM puts"
+                    " JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node"
+                )
+                return {(node_id, epoch, seq): row_id for node_id, epoch, seq, row_id in rows}
+        return {}
 
     async def _fail(self, name: str) -> None:
         self._tally["failing disks"] += 1

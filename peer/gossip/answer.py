@@ -97,7 +97,9 @@ class Answering:
         if answered.applied or answered.adopted:
             self._here.news.tell()
         self._exchanger.link(request.sender.node_id).known_vv = request.vv
-        if request.behind or answered.disagrees:
+        if self._here.is_damaged:
+            self._whole_states.fetch_soon(request.sender.node_id, Reason.DAMAGE)
+        elif request.behind or answered.disagrees:
             reason = Reason.BEHIND if request.behind else Reason.DISAGREEMENT
             self._whole_states.fetch_soon(request.sender.node_id, reason)
         if answered.declare:

@@ -316,7 +316,9 @@ class Link:
         heard, disagrees = await self._here.database.write(lambda: self._hear(reply, ops))
         if heard.applied:
             self._here.news.tell()
-        if reply.behind or disagrees:
+        if self._here.is_damaged:
+            self._whole_states.fetch_soon(self.node_id, Reason.DAMAGE)
+        elif reply.behind or disagrees:
             reason = Reason.BEHIND if reply.behind else Reason.DISAGREEMENT
             await self._whole_states.fetch(self.node_id, reason)
         elif heard.my_drops:

@@ -36,6 +36,8 @@ class Reason(Enum):
     """What we lack is no longer in the other's log."""
     DISAGREEMENT = auto()
     """Equal version vectors, unequal sums."""
+    DAMAGE = auto()
+    """Our own rows are not what they were."""
 
 
 class WholeStates:
@@ -90,8 +92,9 @@ class WholeStates:
         """
         pinned = await self._here.database.pin()
         try:
-            head = await self._env.run_blocking(Work.DATABASE_READ, _head, pinned)
-            yield frame(messages.encode_snapshot_head(*head))
+            vv, state_sum = await self._env.run_blocking(Work.DATABASE_READ, _head, pinned)
+            head = messages.SnapshotHead(vv, state_sum, self._here.is_damaged)
+            yield frame(messages.encode_snapshot_head(head))
             ops = live_ops(pinned)
             while page := await self._env.run_blocking(Work.DATABASE_READ, _next_page, ops):
                 yield frame(messages.encode_snapshot_page(page))
@@ -108,21 +111,25 @@ class WholeStates:
         if peer is None:
             return
         async with self._turn, self._others.client.snapshot(peer) as frames:
-            their_vv, their_sum = await self._stage(peer, frames)
-            merge = self._merge if reason is Reason.BEHIND else self._unite
-            await self._here.database.write(partial(merge, node_id, their_vv, their_sum))
+            if reason is Reason.DAMAGE and not self._here.is_damaged:
+                return
+            head = await self._stage(peer, frames, reason)
+            merge = {Reason.BEHIND: self._merge, Reason.DISAGREEMENT: self._unite, Reason.DAMAGE: self._adopt}[reason]
+            self._here.is_damaged = await self._here.database.write(partial(merge, node_id, head))
         self._here.news.tell()
         await self._here.declare_backed()
 
-    async def _stage(self, peer: Member, frames: AsyncIterator[bytes]) -> tuple[VersionVector, int]:
-        """Put a whole state aside; returns its version vector and its sum, once all of it is there."""
+    async def _stage(self, peer: Member, frames: AsyncIterator[bytes], reason: Reason) -> messages.SnapshotHead:
+        """Put a whole state aside; returns its head once all of it is there."""
         write, store = self._here.database.write, self._here.database.store
         await write(store.clear_incoming)
-        head: tuple[VersionVector, int] | None = None
+        head: messages.SnapshotHead | None = None
         try:
             async for raw in frames:
                 if head is None:
                     head = messages.decode_snapshot_head(raw)
+                    if head.is_damaged and reason is not Reason.DISAGREEMENT:
+                        raise PeerUnreachable(f"{peer.node_id} has damaged rows; its whole state is of no use")
                     continue
                 ops = messages.decode_snapshot_page(raw)
                 if not ops:
@@ -132,30 +139,48 @@ class WholeStates:
             raise PeerUnreachable(f"{peer.node_id} sent a whole state that is none: {error}") from None
         raise PeerUnreachable(f"{peer.node_id} broke off its whole state")
 
-    def _merge(self, node_id: NodeId, their_vv: VersionVector, their_sum: int) -> None:
+    def _merge(self, node_id: NodeId, head: messages.SnapshotHead) -> bool:
         """A step: merge what is staged, if it is whole, and take back what this peer is said to hold and does not."""
         replica, store = self._here.replica, self._here.database.store
-        if catalog.sum_of_incoming(store) == their_sum:
-            replica.merge_incoming(their_vv, self._here.wall_ms())
+        if self._is_whole(node_id, head):
+            replica.merge_incoming(head.vv, self._here.wall_ms())
             replica.drop_unbacked(store.is_held, self._here.wall_ms())
-        else:
-            # What is missing there would be taken for deleted here.
-            log.error("the whole state of %s is damaged: its rows do not give its sum; not using it", node_id)
-            store.clear_incoming()
+        return self._here.is_damaged
 
-    def _unite(self, node_id: NodeId, their_vv: VersionVector, _their_sum: int) -> None:
+    def _is_whole(self, node_id: NodeId, head: messages.SnapshotHead) -> bool:
+        """Whether what is staged gives its sum; if not, it goes: what is missing would be taken for deleted here."""
+        store = self._here.database.store
+        if catalog.sum_of_incoming(store) == head.state_sum:
+            return True
+        log.error("the whole state of %s is damaged: its rows do not give its sum; not using it", node_id)
+        store.clear_incoming()
+        return False
+
+    def _adopt(self, node_id: NodeId, head: messages.SnapshotHead) -> bool:
+        """A step: put what is staged, if it is whole, in place of damaged rows; True while they are damaged."""
+        if not self._is_whole(node_id, head) or not self._here.adopt(head.vv):
+            return True
+        log.warning("the state of %s has taken the place of damaged rows; all content is verified again", node_id)
+        return False
+
+    def _unite(self, node_id: NodeId, head: messages.SnapshotHead) -> bool:
         """A step: after a disagreement, keep what either has; nothing may be removed on damaged evidence.
 
         If either has written since, nobody can tell any more what is new from what was lost: the next exchange tries
         again.
         """
         replica, store = self._here.replica, self._here.database.store
-        if store.version_vector() == their_vv:
+        is_damaged = self._here.is_damaged
+        if store.version_vector() == head.vv:
             self.disagreements += 1
             log.error("the state of %s differs at equal version vectors: a bug or bit rot; keeping both", node_id)
+            if catalog.sum_of_rows(store) != store.state_sum():
+                self._here.note_damage()
+                is_damaged = True
             replica.repair_from_incoming()
             replica.drop_unbacked(store.is_held, self._here.wall_ms())
         store.clear_incoming()
+        return is_damaged
 
 
 def _head(pinned: sqlite3.Connection) -> tuple[VersionVector, int]:

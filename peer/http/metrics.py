@@ -71,6 +71,8 @@ class _Peer(Collector):
         yield _gauge("minidfs_event_loop_lag_seconds", lag, [({}, services.loop_lag.longest_s())])
         yield _gauge("minidfs_disk_free_bytes", "What can still be written.", [({}, measured.disk_free_bytes)])
         yield _gauge("minidfs_disk_size_bytes", "The file system's size.", [({}, measured.disk_total_bytes)])
+        damaged = "1 while rows of the catalog are damaged and no other peer's state has taken their place."
+        yield _gauge("minidfs_damaged", damaged, [({}, services.here.is_damaged)])
         is_full = services.here.space.reason is not None
         yield _gauge("minidfs_read_only", "1 while the disk is full and no content is taken.", [({}, is_full)])
 

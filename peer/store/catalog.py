@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from peer.store.incoming import Incoming
 from peer.store.rows import (
+    PAGE_ROWS,
     ChunkRow,
     chunk_file_name,
     chunk_row,
@@ -391,10 +392,37 @@ class SqliteStore:
             if gone is not None and gone[0] is not None:
                 self.unused_files.append(chunk_file_name(chunk_hash, gone[0]))
 
+    def pin_contents(self) -> None:
+        """Keep all content, whatever happens to the puts that need it, until it is counted again."""
+        self.connection.execute("UPDATE chunks SET refs = refs + 1")
+
+    def recount_contents(self) -> None:
+        """Find out anew which puts this disk has content of, and let go of what none needs."""
+        execute = self.connection.execute
+        here = {chunk_hash for (chunk_hash,) in execute("SELECT hash FROM chunks WHERE NOT condemned")}
+        empty = {row_id for (row_id,) in execute("SELECT id FROM puts WHERE held AND size_bytes = 0")}
+        execute("UPDATE puts SET held = 0, kept = 0")
+        execute("UPDATE chunks SET refs = 0")
+        last_id = 0
+        while page := list(select_puts(self.connection, _SOME_PUTS, last_id, PAGE_ROWS)):
+            for row_id, put in page:
+                chunks = put.manifest.chunks or ()
+                found = [chunk.hash in here for chunk in chunks]
+                if any(found) or row_id in empty:
+                    self.mark_held(row_id, chunks)
+                if not all(found):
+                    self.unmark_held(row_id)
+            last_id = page[-1][0]
+        gone = execute("DELETE FROM chunks WHERE refs <= 0 RETURNING hash, serial").fetchall()
+        self.unused_files += [chunk_file_name(chunk_hash, serial) for chunk_hash, serial in gone if serial is not None]
+
     def is_held(self, put: Dot) -> bool:
         """Whether this disk has the content of a put, all of it."""
         row = self.connection.execute("SELECT held FROM puts WHERE origin = ? AND seq = ?", self._key(put)).fetchone()
         return bool(row and row[0])
+
+
+_SOME_PUTS = "WHERE puts.id > ? ORDER BY puts.id LIMIT ?"
 
 
 def _distinct(chunks: Sequence[Chunk]) -> list[bytes]:

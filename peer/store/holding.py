@@ -15,7 +15,7 @@ from blake3 import blake3
 from peer.store import lookups
 from peer.store.chunk_files import FreshChunk
 from peer.store.chunks import ChunkStore, adopt
-from peer.store.database import Database
+from peer.store.database import Database, set_meta_value
 from peer.store.errors import ChunkCorrupt, ChunkMissing
 from peer.store.rows import ChunkRow
 from peer.store.space import Space
@@ -28,6 +28,9 @@ from protocol.replica import Heard, Replica
 T = TypeVar("T")
 
 log = logging.getLogger("minidfs.holding")
+
+DAMAGED = "damaged"
+"""The key in `meta` that says so."""
 
 LOOKS_MAX = 8
 """At a chunk that is replaced again and again while it is being read."""
@@ -45,6 +48,8 @@ class Holding:
         self.replica = replica
         self.chunks = chunks
         self.space = space
+        self.is_damaged = False
+        """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
         self.news = News()
         """Told when the catalog has changed."""
 
@@ -70,6 +75,26 @@ class Holding:
     def holders(self, put: Dot) -> tuple[NodeId, ...]:
         """The peers that hold a put, by node id."""
         return self.database.look_up(lambda connection: lookups.holders_of(connection, put))
+
+    # --- damaged rows ---
+
+    def note_damage(self) -> None:
+        """A step: from now on, and after each start, this peer is out for the whole state of another one."""
+        set_meta_value(self.database.store.connection, DAMAGED, 1)
+
+    def adopt(self, their_vv: VersionVector) -> bool:
+        """A step: take over what lies staged in place of damaged rows; content stays, and is declared anew.
+
+        False when that is not possible, see `Replica.adopt_incoming`.
+        """
+        store = self.database.store
+        store.pin_contents()
+        adopted = self.replica.adopt_incoming(their_vv)
+        store.recount_contents()
+        self.replica.drop_unbacked(store.is_held, self.wall_ms())
+        if adopted:
+            set_meta_value(store.connection, DAMAGED, None)
+        return adopted
 
     # --- reading content ---
 

@@ -33,6 +33,8 @@ from replicas.histories import (
 )
 from replicas.stores import STORES, StoreKind
 
+from protocol.identity import covers_all
+
 SEEDS_SHARE = 30
 """Seeded histories for each case the profile asks for: this is the test the rules stand on."""
 
@@ -92,6 +94,33 @@ def test_rows_that_rot_away_on_one_peer_come_back_and_nothing_is_removed_for_the
         cluster.scrub()
         cluster.heal()
         assert before <= {op.dot for op in rotten.store.live()}
+        cluster.close()
+
+    recover()
+
+
+@every_store
+def test_a_peer_whose_rows_are_damaged_takes_over_another_ones_state_and_keeps_what_its_log_has_beyond(
+    kind: StoreKind,
+) -> None:
+    @settings(max_examples=kind.cases(settings().max_examples))
+    @given(histories(steps_max=25), st.sampled_from(NTH), st.sampled_from(NTH), st.booleans(), st.booleans())
+    def recover(history: History, who: int, nth: int, is_altered: bool, sum_follows: bool) -> None:
+        cluster = history.run(kind)
+        damaged = cluster.peers[who % len(cluster.peers)]
+        source = cluster.peers[(who + 1) % len(cluster.peers)]
+        cluster.put(damaged, "its-own")
+        vv = damaged.vv
+        assert cluster.alter(damaged, nth) if is_altered else cluster.rot(damaged, nth, sum_follows=sum_follows)
+        adopted = cluster.adopt(damaged, source)
+        if adopted:
+            assert covers_all(damaged.vv, vv)
+            assert covers_all(damaged.vv, source.vv)
+        else:
+            cluster.set_catalog_aside(damaged)
+        cluster.heal()
+        if adopted:
+            assert all(peer.store.puts_of("its-own") for peer in cluster.peers)
         cluster.close()
 
     recover()

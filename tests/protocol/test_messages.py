@@ -147,8 +147,9 @@ def test_more_hashes_than_are_looked_up_at_a_time_are_refused() -> None:
 @given(DOTS, VECTORS, SUMS)
 def test_dots_in_addresses_and_heads_of_snapshots_read_back(dot: Dot, vv: VersionVector, state_sum: int) -> None:
     assert messages.dot_of_text(messages.dot_as_text(dot)) == dot
-    head = messages.encode_snapshot_head(vv, state_sum)
-    assert messages.decode_snapshot_head(head) == (vv, state_sum)
+    for is_damaged in (False, True):
+        head = messages.SnapshotHead(vv, state_sum, is_damaged)
+        assert messages.decode_snapshot_head(messages.encode_snapshot_head(head)) == head
 
 
 @given(TEXT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random
 
@@ -433,6 +433,33 @@ class Cluster:
         self.page(receiver, NO_LIMIT)
 
     # --- bit rot ---
+
+    def alter(self, peer: Peer, nth: int) -> bool:
+        """A row of a put changes behind the rules' back, and with it whatever it said."""
+        puts = peer.puts()
+        if not puts:
+            return False
+        put = puts[nth % len(puts)]
+        holds = peer.store.holds_of(put.dot)
+        for hold in holds:
+            peer.store.remove(hold)
+        peer.store.remove(put)
+        peer.store.add(replace(put, manifest=replace(put.manifest, sha256=bytes(32), size_bytes=7)))
+        for hold in holds:
+            peer.store.add(hold)
+        return True
+
+    def adopt(self, peer: Peer, source: Peer) -> bool:
+        """A peer whose rows are damaged takes over another one's state in place of its own."""
+        self._stage_all(peer, source)
+        assert peer.incoming is not None
+        adopted = peer.replica.adopt_incoming(peer.incoming.snapshot.version_vector)
+        peer.incoming = None
+        assert not list(peer.store.incoming())
+        if adopted:
+            self.settle(peer)
+            self.watch(peer)
+        return adopted
 
     def rot(self, peer: Peer, nth: int, *, sum_follows: bool) -> bool:
         """Rows vanish behind the rules' back: a live put with its holds, or a hold alone."""
