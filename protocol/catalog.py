@@ -99,12 +99,7 @@ def merge_incoming(store: Store, their_vv: VersionVector) -> None:
     for op in store.incoming():
         if not covers(mine, op.dot) and _may_live(store, op):
             make_live(store, op)
-    floors = store.floors()
-    for origin, seq in sorted(their_vv.items()):
-        if seq > mine.get(origin, 0):
-            store.advance(origin, seq)
-        if seq > floors.get(origin, 0):
-            store.raise_floor(origin, seq)
+    _cover(store, their_vv)
     store.clear_incoming()
 
 
@@ -121,6 +116,16 @@ def unite_incoming(store: Store) -> int:
             revived += 1
     store.clear_incoming()
     return revived
+
+
+def _cover(store: Store, their_vv: VersionVector) -> None:
+    """Know all that this version vector covers, but for the log of it."""
+    floors = store.floors()
+    for origin, seq in sorted(their_vv.items()):
+        if seq > store.seen(origin):
+            store.advance(origin, seq)
+        if seq > floors.get(origin, 0):
+            store.raise_floor(origin, seq)
 
 
 def adopt_incoming(store: Store, their_vv: VersionVector) -> None:
@@ -140,12 +145,7 @@ def adopt_incoming(store: Store, their_vv: VersionVector) -> None:
             mine = None
         if mine is None and _may_live(store, op):
             make_live(store, op)
-    floors = store.floors()
-    for origin, seq in sorted(their_vv.items()):
-        if seq > store.seen(origin):
-            store.advance(origin, seq)
-            if seq > floors.get(origin, 0):
-                store.raise_floor(origin, seq)
+    _cover(store, their_vv)
     store.set_state_sum(sum_of_rows(store))
     store.clear_incoming()
 

@@ -87,8 +87,8 @@ MUTANTS = (
         "suffix-by-origin-and-seq",
         "Ops travel in the order of their dots and not of their arrival.",
         REPLICA_FILE,
-        "self.store.log_after(their_vv)",
-        "sorted(self.store.log_after(their_vv), key=lambda op: op.dot)",
+        "map(encode_op, self.store.log_after(their_vv))",
+        "map(encode_op, sorted(self.store.log_after(their_vv), key=lambda op: op.dot))",
     ),
     Mutant(
         "suffix-from-below-the-floor",
@@ -341,8 +341,8 @@ MUTANTS = (
         "incoming-not-cleared",
         "What came in for a merge is still there for the next.",
         CATALOG_FILE,
-        "            store.raise_floor(origin, seq)\n    store.clear_incoming()",
-        "            store.raise_floor(origin, seq)",
+        "    _cover(store, their_vv)\n    store.clear_incoming()",
+        "    _cover(store, their_vv)",
     ),
     # --- disagreement (rule 6) ---
     Mutant(
