@@ -6,6 +6,7 @@ import logging
 from contextlib import suppress
 from functools import partial
 
+import msgpack
 import trio
 
 from peer.config import Address, Config
@@ -27,6 +28,7 @@ from peer.gossip.whole_state import WholeStates
 from peer.http.app import make_app
 from peer.http.facade import serve_facade
 from peer.http.services import Services
+from peer.store.catalog import SqliteStore
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
 from peer.store.holding import DAMAGED, Holding
@@ -106,13 +108,14 @@ class Node:
         """A step: the database is ours. Damaged rows show as a sum that is not theirs; others have what was lost."""
         store = database.store
         set_meta_value(store.connection, "node_id", self.config.node_id)
-        actual = catalog.sum_of_rows(store)
+        actual = _sum_if_readable(store)
         if actual != store.state_sum():
             log.error(
                 "rows of the catalog are damaged, for they do not give its sum; another peer's will take their place"
             )
+            store.remove_unreadable()
             set_meta_value(store.connection, DAMAGED, 1)
-            store.set_state_sum(actual)
+            store.set_state_sum(catalog.sum_of_rows(store))
 
     def _cluster_id(self, database: Database) -> str | None:
         """The cluster this peer belongs to, founds, or is told to belong to; None when others have to say."""
@@ -266,3 +269,11 @@ class Node:
         with suppress(PeerUnreachable, StoreError):
             await self.services.exchanger.exchange(node_id)
         self.services.repair.retry_now()
+
+
+def _sum_if_readable(store: SqliteStore) -> int | None:
+    """The sum of all rows; None when some of them can no longer be read."""
+    try:
+        return catalog.sum_of_rows(store)
+    except (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException):
+        return None

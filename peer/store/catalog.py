@@ -23,6 +23,7 @@ from peer.store.rows import (
     raw_log_after,
     select_holds,
     select_puts,
+    unreadable_rows,
 )
 from protocol.codec import decode_op, encode_op
 from protocol.identity import Dot, NodeId, Origin, VersionVector, ms_of_stamp
@@ -298,6 +299,13 @@ class SqliteStore:
         if remaining:
             origin, seq = self._key(remaining[-1].dot)
             self.connection.execute("UPDATE puts SET shown = 1 WHERE origin = ? AND seq = ?", (origin, seq))
+
+    def remove_unreadable(self) -> None:
+        """Remove live ops whose rows no longer say what an op can say."""
+        puts, holds = unreadable_rows(self.connection)
+        self.connection.executemany("DELETE FROM holds WHERE put = ?", [(row_id,) for row_id in puts])
+        self.connection.executemany("DELETE FROM puts WHERE id = ?", [(row_id,) for row_id in puts])
+        self.connection.executemany("DELETE FROM holds WHERE origin = ? AND seq = ?", holds)
 
     # --- sums, and another peer's state on its way in ---
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 
+from protocol.codec import decode_op, encode_op
+from protocol.errors import ProtocolError
 from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector
 from protocol.ops import Chunk, Hold, LiveOp, Manifest, Put
 
@@ -88,6 +90,23 @@ def hold_of_row(row: Sequence[Any]) -> Hold:
 def select_holds(connection: sqlite3.Connection, condition: str, *values: object) -> Iterator[Hold]:
     """The live holds that fulfil an SQL condition on `holds`, and on `puts` and their origins beside it."""
     return map(hold_of_row, connection.execute(_HOLDS + condition, values))
+
+
+def unreadable_rows(connection: sqlite3.Connection) -> tuple[list[int], list[tuple[int, int]]]:
+    """The keys of rows of live puts, and of live holds, that no longer say what an op can say."""
+    puts = [row[-1] for row in connection.execute(_PUTS) if not _is_readable(put_of_row, row)]
+    with_origin = _HOLDS.replace("SELECT ", "SELECT holds.origin, ", 1)
+    holds = [(row[0], row[3]) for row in connection.execute(with_origin) if not _is_readable(hold_of_row, row[1:])]
+    return puts, holds
+
+
+def _is_readable(op_of_row: Callable[[Sequence[Any]], LiveOp], row: Sequence[Any]) -> bool:
+    """Whether a row gives an op that could have come from another peer: those are checked to the last field."""
+    try:
+        decode_op(encode_op(op_of_row(row)))
+    except (ProtocolError, ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException):
+        return False
+    return True
 
 
 def live_ops(connection: sqlite3.Connection) -> Iterator[LiveOp]:

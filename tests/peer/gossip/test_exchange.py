@@ -308,7 +308,18 @@ LOSE_A = (
 ALTER_B = ("UPDATE puts SET filename = 'other', sha256 = zeroblob(32) WHERE file_key = 'b'",)
 
 
-@pytest.mark.parametrize("queries", [LOSE_A, ALTER_B, (*LOSE_A, *ALTER_B)], ids=["lost", "altered", "both"])
+SPOIL_B = ("UPDATE puts SET chunks = x'c1' WHERE file_key = 'b'",)
+RETYPE_B = (
+    "UPDATE puts SET filename = x'00ff', uploaded_at_ms = 'noon' WHERE file_key = 'b'",
+    "UPDATE holds SET stamp = 'noon' WHERE put IN (SELECT id FROM puts WHERE file_key = 'a')",
+)
+
+
+@pytest.mark.parametrize(
+    "queries",
+    [LOSE_A, ALTER_B, (*LOSE_A, *ALTER_B), SPOIL_B, RETYPE_B],
+    ids=["lost", "altered", "both", "unreadable", "of other types"],
+)
 def test_damaged_rows_are_replaced_by_another_peers_and_what_only_this_one_has_stays(queries: tuple[str, ...]) -> None:
     async def scenario(world: World) -> None:
         for key in ("a", "b", "empty"):
