@@ -48,10 +48,10 @@ class Limits:
     """From the first byte of a head to its last, and from connecting to the first byte: against slow heads."""
     body_patience_s: float = 30.0
     """For a body: spent by waiting, earned back by what comes. So long is one waited for that comes to a stop."""
-    body_rate_min: float = 500.0
-    """Bytes a second that earn as much patience as they take: a slower body is given up at last."""
+    rate_min: float = 500.0
+    """Bytes a second of a body, that come or are taken: a slower client is given up, however steady it is."""
     write_timeout_s: float = 30.0
-    """Without the client taking a byte of its response."""
+    """Without the client taking any of its response, or less than `rate_min` allows."""
     keep_alive_timeout_s: float = 75.0
     """Between two requests: longer than clients keep idle connections, so that they close first and lose no request."""
     connections_max: int = 512
@@ -174,7 +174,7 @@ class Connection:
         self.port = port
         self.client = address[:2]
         self.local = ("", 0)
-        self.transport = Transport(sock, site.limits.write_timeout_s)
+        self.transport = Transport(sock, site.limits.write_timeout_s, site.limits.rate_min)
         self.patience = trio.CancelScope()
         """Around everything; its deadline is that of the request we wait for, and none while we serve one."""
         self.busy = False
@@ -374,10 +374,10 @@ class Cycle:
         with trio.move_on_after(self._body_patience_s) as waiting:
             received = await self._connection.transport.recv(size)
         if waiting.cancelled_caught:
-            rate = f"{limits.body_rate_min:g} bytes a second"
+            rate = f"{limits.rate_min:g} bytes a second"
             self._body_error = RequestError(408, f"the body comes too slowly, or not at all; send at least {rate}")
         left_s = self._body_patience_s - (trio.current_time() - asked_at)
-        self._body_patience_s = min(limits.body_patience_s, max(0.0, left_s) + len(received) / limits.body_rate_min)
+        self._body_patience_s = min(limits.body_patience_s, max(0.0, left_s) + len(received) / limits.rate_min)
         return received
 
     async def _wait_disconnected(self) -> None:

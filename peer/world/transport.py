@@ -34,9 +34,11 @@ _sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", 
 class Transport:
     """One connected socket."""
 
-    def __init__(self, sock: socket.socket, write_timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, write_timeout_s: float, rate_min: float) -> None:
         self._sock = sock
         self._write_timeout_s = write_timeout_s
+        self._rate_min = rate_min
+        """Bytes a second the client has to take, where the system tells."""
 
     def open(self) -> tuple[str, int]:
         """Set the socket up and return its local address; OSError if the client is gone already."""
@@ -55,7 +57,7 @@ class Transport:
         return b""
 
     async def send(self, content: Buffer) -> None:
-        """Hand everything to the kernel; OSError if the client is gone, or takes nothing for the write timeout."""
+        """Hand everything to the kernel; OSError if the client is gone, or takes too little in the time it has."""
         unsent = memoryview(content)
         while unsent:
             try:
@@ -83,14 +85,15 @@ class Transport:
 
     async def _wait_room(self) -> None:
         # The kernel wakes us when a third of its buffer is free, not for a byte: before we give up a client that reads
-        # slowly, we look whether it took anything.
+        # slowly, we look whether it took enough.
         before, untaken = math.inf, float(self._untaken_bytes())
-        while untaken < before:
+        enough = max(1.0, self._rate_min * self._write_timeout_s)
+        while before - untaken >= enough:
             with trio.move_on_after(self._write_timeout_s):
                 await trio.lowlevel.wait_writable(self._sock)
                 return
             before, untaken = untaken, self._untaken_bytes()
-        raise TimeoutError(f"the client took nothing for {self._write_timeout_s} s")
+        raise TimeoutError(f"the client took nothing, or next to nothing, for {self._write_timeout_s} s")
 
     def _untaken_bytes(self) -> int:
         """How much the client's machine has not acknowledged; always 0 where the system does not tell."""
