@@ -670,7 +670,7 @@ MUTANTS = (
         "peer/files/uploads.py",
         "            if new.min_copies > 1:",
         "            if not new.min_copies:",
-        (MIN_COPIES,),
+        (f"{MIN_COPIES}::test_too_few_peers_are_an_error_and_the_older_version_stays",),
     ),
     Mutant(
         "fewer-copies-than-asked",
@@ -678,7 +678,9 @@ MUTANTS = (
         "peer/files/uploads.py",
         "        if len(confirmed) + 1 < new.min_copies:",
         "        if len(confirmed) < 0:",
-        (MIN_COPIES,),
+        (
+            f"{MIN_COPIES}::test_a_target_that_dies_after_it_promised_makes_an_error_and_repeating_the_upload_completes_it",
+        ),
     ),
     # --- crowds ---
     Mutant(
@@ -712,7 +714,7 @@ MUTANTS = (
         "peer/gossip/membership.py",
         "        except Exception:",
         "        except KeyError:",
-        (UNFORESEEN,),
+        (f"{UNFORESEEN}::test_a_message_that_gossip_stumbles_over_does_not_silence_it",),
     ),
     Mutant(
         "exchange-waits-for-ever",
@@ -720,7 +722,7 @@ MUTANTS = (
         "peer/gossip/exchange.py",
         "                turn.done.set()",
         "                turn.done = trio.Event()",
-        (UNFORESEEN,),
+        (f"{UNFORESEEN}::test_who_waits_for_an_exchange_that_fails_is_told",),
     ),
     Mutant(
         "members-from-anywhere",
@@ -728,7 +730,7 @@ MUTANTS = (
         "peer/http/peers.py",
         " and (cluster_id or members):",
         " and cluster_id:",
-        (HOSTILE,),
+        (f"{HOSTILE}::test_who_brings_members_must_name_the_cluster",),
     ),
     Mutant(
         "any-incarnation-will-do",
@@ -736,7 +738,7 @@ MUTANTS = (
         "protocol/membership.py",
         "        if not 0 < heard.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:",
         "        if heard.incarnation <= peer.member.incarnation:",
-        (HOSTILE,),
+        (f"{HOSTILE}::test_a_poisoned_record_isolates_nobody_for_good",),
     ),
     Mutant(
         "names-that-can-be-none",
@@ -744,7 +746,7 @@ MUTANTS = (
         "peer/gossip/client.py",
         "httpx.StreamError, UnicodeError) as error:",
         "httpx.StreamError) as error:",
-        (CLIENT,),
+        (f"{CLIENT}::test_an_address_that_can_be_none_is_unreachable_and_no_other_error",),
     ),
     Mutant(
         "whole-states-pile-up",
@@ -752,7 +754,7 @@ MUTANTS = (
         "peer/gossip/whole_state.py",
         "        if node_id not in self._pending:",
         "        if node_id:",
-        (UNFORESEEN,),
+        (f"{UNFORESEEN}::test_whole_states_asked_for_again_and_again_are_fetched_once",),
     ),
     Mutant(
         "stand-ins-without-end",
@@ -760,7 +762,7 @@ MUTANTS = (
         "peer/files/delivery.py",
         "            while spare and self._env.clock.now() < give_up_at:",
         "            while spare:",
-        (UNFORESEEN,),
+        (f"{UNFORESEEN}::test_a_receipt_does_not_wait_for_one_silent_peer_after_the_other",),
     ),
     Mutant(
         "standstill-goes-on",
@@ -768,7 +770,7 @@ MUTANTS = (
         "peer/gossip/exchange.py",
         "        if request.ops and is_still_there and not self._is_stuck:",
         "        if request.behind and is_still_there:",
-        (EXCHANGE,),
+        (f"{EXCHANGE}::test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_spin",),
     ),
     Mutant(
         "drop-too-large-to-send",
@@ -776,7 +778,7 @@ MUTANTS = (
         "protocol/replica.py",
         "DROP_DOTS_MAX = 20_000",
         "DROP_DOTS_MAX = 200_000",
-        (REPLICA,),
+        (f"{REPLICA}::test_the_largest_ops_there_can_be_fit_a_message",),
     ),
     Mutant(
         "doubles-go-on",
@@ -801,7 +803,7 @@ MUTANTS = (
         "peer/node.py",
         "            set_meta_value(store.connection, DAMAGED, 1)\n",
         "",
-        (EXCHANGE,),
+        (f"{EXCHANGE}::test_a_damaged_peer_alone_serves_on_remembers_it_and_gives_its_state_to_nobody",),
     ),
     Mutant(
         "damaged-state-handed-on",
@@ -809,7 +811,7 @@ MUTANTS = (
         "peer/gossip/whole_state.py",
         "                    if head.is_damaged and reason is not Reason.DISAGREEMENT:",
         "                    if head.is_damaged and reason is Reason.DISAGREEMENT:",
-        (EXCHANGE,),
+        (f"{EXCHANGE}::test_a_damaged_peer_alone_serves_on_remembers_it_and_gives_its_state_to_nobody",),
     ),
     Mutant(
         "contents-go-with-damaged-rows",
@@ -817,7 +819,7 @@ MUTANTS = (
         "peer/store/holding.py",
         "        store.pin_contents()\n",
         "",
-        (EXCHANGE,),
+        (f"{EXCHANGE}::test_damaged_rows_are_replaced_by_another_peers_and_what_only_this_one_has_stays",),
     ),
     Mutant(
         "log-beyond-a-state-forgotten",
