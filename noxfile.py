@@ -43,8 +43,8 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def storm(session: nox.Session) -> None:
-    """Two hundred simulated lives under faults, or the seeds that follow behind `--`."""
-    session.run(PYTHON, "-m", "sim", "run", "--seeds", *(session.posargs or ["1..200"]))
+    """A hundred simulated lives under faults, or the seeds that follow behind `--`."""
+    session.run(PYTHON, "-m", "sim", "run", "--seeds", *(session.posargs or ["1..100"]))
 
 
 @nox.session

@@ -352,11 +352,23 @@ class Storm:
             for name in self._world.machines:
                 for file in list(self._files.values()):
                     await self._check_file(name, file)
+                await self._check_listed(name)
             await self._wait_converged()
         for name in self._world.machines:
             rotten = [chunk for chunk, content in self._chunks(name) if blake3(content).digest() != chunk]
             if rotten:
                 raise PromiseBroken(f"{name} holds {len(rotten)} chunks that no longer give their hash")
+
+    async def _check_listed(self, name: str) -> None:
+        """Whatever a peer lists gives the bytes it says, in all versions: also uploads whose client heard no answer."""
+        listed = (await self._world.request(name, "GET", "/files?limit=1000")).json()["files"]
+        for key in [file["file_key"] for file in listed]:
+            versions = (await self._world.request(name, "GET", f"/files/{key}/versions")).json()["versions"]
+            for version in [version for version in versions if version["replicas"]]:
+                response = await self._world.request(name, "GET", f"/files/{key}", params={"version": version["dot"]})
+                digest = hashlib.sha256(response.content).hexdigest()
+                if response.status_code != httpx.codes.OK or digest != version["checksum_sha256"]:
+                    raise PromiseBroken(f"{name} answers {response.status_code} for {key}, version {version['dot']}")
 
     async def _check_file(self, name: str, file: FileModel) -> None:
         response = await self._world.request(name, "GET", f"/files/{file.file_key}")
