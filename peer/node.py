@@ -20,6 +20,7 @@ from peer.gossip.answer import Answering
 from peer.gossip.client import PeerClient, PeerUnreachable
 from peer.gossip.exchange import Exchanger
 from peer.gossip.fetching import Fetching
+from peer.gossip.forks import Forks
 from peer.gossip.joining import announce, ask_cluster_id, meet_others
 from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
@@ -31,7 +32,7 @@ from peer.http.services import Services
 from peer.store.catalog import SqliteStore
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
-from peer.store.holding import DAMAGED, Holding
+from peer.store.holding import DAMAGED, PINNED, Holding
 from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
 from peer.tasks import Keeper
@@ -194,6 +195,7 @@ class Node:
         chunks = ChunkStore(env, config, database, self.space)
         here = Holding(me.node_id, env.clock, database, replica, chunks, self.space)
         here.is_damaged = database.look_up(lambda connection: meta_value(connection, DAMAGED)) is not None
+        here.has_pinned = database.look_up(lambda connection: meta_value(connection, PINNED)) is not None
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
         membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())
@@ -225,7 +227,8 @@ class Node:
         env, config = self.env, self.config
         gossip = Gossip(env, here, others, datagrams, self._on_met, self._on_doubled)
         whole_states = WholeStates(env, here, others)
-        exchanger = Exchanger(env, config, here, others, whole_states, gossip.learn, self.keeper)
+        forks = Forks(here, others)
+        exchanger = Exchanger(env, config, here, others, whole_states, forks, gossip.learn, self.keeper)
         fetching = Fetching(env, here, others)
         targets = Targets(config, here, others, exchanger)
         deliveries = Deliveries(env, config, here, others, exchanger)
@@ -240,8 +243,9 @@ class Node:
             others=others,
             gossip=gossip,
             exchanger=exchanger,
-            answering=Answering(env, config, here, others, exchanger, whole_states, gossip.learn),
+            answering=Answering(env, config, here, others, exchanger, whole_states, forks, gossip.learn),
             whole_states=whole_states,
+            forks=forks,
             fetching=fetching,
             uploads=Uploads(env, config, here, others, targets, deliveries),
             downloads=Downloads(env, here, fetching),
@@ -252,7 +256,7 @@ class Node:
             anti_entropy=anti_entropy,
             loop_lag=loop_lag,
             keeper=self.keeper,
-            workers=(exchanger, *maintenance, loop_lag),
+            workers=(exchanger, forks, *maintenance, loop_lag),
         )
 
     def _on_doubled(self, address: str) -> None:

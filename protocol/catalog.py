@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from protocol.codec import digest_of
+from protocol.forks import Claims
 from protocol.identity import Dot, VersionVector, covers
 from protocol.ops import Delete, Drop, Hold, LiveOp, Op, Put, needs_of
 from protocol.store import Store
@@ -84,7 +85,7 @@ def end_if_live(store: Store, op: LiveOp | None) -> None:
         end(store, op)
 
 
-def merge_incoming(store: Store, their_vv: VersionVector) -> None:
+def merge_incoming(store: Store, their_vv: VersionVector, claims: Claims) -> None:
     """Become one with the whole state of another peer, which lies staged, as of its version vector.
 
     A dot lives if it is live on both, or live on one and not covered by the other. Floors rise to what was taken over,
@@ -99,7 +100,7 @@ def merge_incoming(store: Store, their_vv: VersionVector) -> None:
     for op in store.incoming():
         if not covers(mine, op.dot) and _may_live(store, op):
             make_live(store, op)
-    _cover(store, their_vv)
+    _cover(store, their_vv, claims)
     store.clear_incoming()
 
 
@@ -107,28 +108,34 @@ def unite_incoming(store: Store) -> int:
     """Add what another peer has live and this one has not, and remove nothing.
 
     For two peers with equal version vectors and unequal sums: one of them has lost or damaged rows, and nobody can
-    tell whether what only one has was deleted. Returns how many dots came to life.
+    tell whether what only one has was deleted. Where one dot has two meanings, as behind a fork of which the logs are
+    gone, all peers take the same one. Returns how many dots came to life.
     """
     revived = 0
     for op in store.incoming():
+        mine = _live(store, op)
+        if mine is not None and digest_of(mine) < digest_of(op):
+            end(store, mine)
         if _live(store, op) is None and _may_live(store, op):
             make_live(store, op)
-            revived += 1
+            revived += mine is None
     store.clear_incoming()
     return revived
 
 
-def _cover(store: Store, their_vv: VersionVector) -> None:
+def _cover(store: Store, their_vv: VersionVector, claims: Claims) -> None:
     """Know all that this version vector covers, but for the log of it."""
     floors = store.floors()
     for origin, seq in sorted(their_vv.items()):
+        log_hash = store.log_hash(Dot(origin, seq))
         if seq > store.seen(origin):
             store.advance(origin, seq)
+            log_hash = claims.get(Dot(origin, seq))
         if seq > floors.get(origin, 0):
-            store.raise_floor(origin, seq)
+            store.raise_floor(origin, seq, log_hash)
 
 
-def adopt_incoming(store: Store, their_vv: VersionVector) -> None:
+def adopt_incoming(store: Store, their_vv: VersionVector, claims: Claims) -> None:
     """Become exactly what lies staged, another peer's state as of its version vector, whatever the own rows say.
 
     For a peer whose rows are damaged: some are gone, some are not what they were, and none can be told apart. It must
@@ -145,7 +152,7 @@ def adopt_incoming(store: Store, their_vv: VersionVector) -> None:
             mine = None
         if mine is None and _may_live(store, op):
             make_live(store, op)
-    _cover(store, their_vv)
+    _cover(store, their_vv, claims)
     store.set_state_sum(sum_of_rows(store))
     store.clear_incoming()
 

@@ -34,6 +34,9 @@ CONTENT_TYPE_CHARS_MAX = 255
 SIZE_MAX = (1 << 63) - 1
 MS_MAX = (1 << 47) - 1
 HASH_BYTES = 32
+LOG_HASH_BYTES = 16
+NO_LOG = bytes(LOG_HASH_BYTES)
+"""The running hash of a log without ops."""
 
 _PUT, _DELETE, _HOLD, _DROP = range(4)
 _KIND_MAX = 255
@@ -104,6 +107,11 @@ def digest_of(op: LiveOp) -> int:
     """
     entry = Put(op.dot, op.stamp, op.manifest) if isinstance(op, Put) else op
     return int.from_bytes(blake2b(encode_op(entry), digest_size=16).digest(), "big")
+
+
+def next_log_hash(before: bytes, raw_op: bytes) -> bytes:
+    """The running hash of a log with one more op."""
+    return blake2b(before + raw_op, digest_size=LOG_HASH_BYTES, person=b"minidfs.log").digest()
 
 
 def root_of(vv: VersionVector, state_sum: int) -> bytes:

@@ -7,12 +7,13 @@ it, for new fields are only ever added behind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster
-from protocol.identity import Dot, Life, Member, VersionVector
+from protocol.forks import Claims
+from protocol.identity import SEQ_MAX, Dot, Life, Member, Origin, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
 WIRE_VERSION = 1
@@ -22,6 +23,8 @@ ZONE_CHARS_MAX = 63
 CLUSTER_ID_CHARS_MAX = 64
 INCARNATION_MAX = (1 << 53) - 1
 
+LOG_HASHES_MAX = 1_000_000
+"""Of one log in one message."""
 HASHES_MAX = 1024
 """Of chunks named in one message."""
 STATUS_CHARS_MAX = 32
@@ -67,6 +70,10 @@ class ExchangeRequest:
     """Contents of small chunks of the files to hold."""
     behind: bool = False
     """What you lack is no longer in my log: fetch my whole state."""
+    claims: Claims = field(default_factory=dict)
+    """Of logs we both know; none from a peer of an older version."""
+    gave_up: tuple[Origin, ...] = ()
+    """Origins of mine of which you follow a branch that I gave up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,10 @@ class ExchangeReply:
     """There are more ops than fit; exchange again."""
     behind: bool
     """What you lack is no longer in my log: fetch my whole state."""
+    claims: Claims = field(default_factory=dict)
+    gave_up: tuple[Origin, ...] = ()
+    disputed: bool = False
+    """We do not agree about a log, so I applied nothing."""
 
 
 class ItemStatus(Enum):
@@ -147,6 +158,8 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
             codec.dots_fields(request.hold),
             request.chunks,
             request.behind,
+            _claims_fields(request.claims),
+            _origins_fields(request.gave_up),
         ]
     )
 
@@ -164,6 +177,8 @@ def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
         hold=codec.read_dots(fields[7]),
         chunks=codec.read_each(fields[8], codec.read_bytes),
         behind=codec.read_bool(fields[9]),
+        claims=_read_claims(fields[10]) if len(fields) > 10 else {},
+        gave_up=_read_origins(fields[11]) if len(fields) > 11 else (),
     )
 
 
@@ -178,6 +193,9 @@ def encode_reply(reply: ExchangeReply) -> bytes:
             reply.ops,
             reply.more,
             reply.behind,
+            _claims_fields(reply.claims),
+            _origins_fields(reply.gave_up),
+            reply.disputed,
         ]
     )
 
@@ -192,6 +210,9 @@ def decode_reply(raw: bytes) -> ExchangeReply:
         ops=codec.read_each(fields[4], codec.read_bytes),
         more=codec.read_bool(fields[5]),
         behind=codec.read_bool(fields[6]),
+        claims=_read_claims(fields[7]) if len(fields) > 7 else {},
+        gave_up=_read_origins(fields[8]) if len(fields) > 8 else (),
+        disputed=len(fields) > 9 and codec.read_bool(fields[9]),
     )
 
 
@@ -260,12 +281,14 @@ class SnapshotHead:
     state_sum: int
     is_damaged: bool = False
     """Its rows are not what they were: what is missing may not be taken for removed."""
+    claims: Claims = field(default_factory=dict)
+    """The running hashes of its logs, as of `vv`."""
 
 
 def encode_snapshot_head(head: SnapshotHead) -> bytes:
     """The bytes of the frame a whole state begins with."""
-    fields = [codec.vv_fields(head.vv), head.state_sum.to_bytes(16, "big")]
-    return codec.pack([*fields, True] if head.is_damaged else fields)
+    state_sum = head.state_sum.to_bytes(16, "big")
+    return codec.pack([codec.vv_fields(head.vv), state_sum, head.is_damaged, _claims_fields(head.claims)])
 
 
 def decode_snapshot_head(raw: bytes) -> SnapshotHead:
@@ -274,7 +297,23 @@ def decode_snapshot_head(raw: bytes) -> SnapshotHead:
     if len(fields) < 2:
         raise MalformedMessage(f"the head of a whole state has {len(fields)} fields; it needs two")
     state_sum = int.from_bytes(codec.read_bytes(fields[1], 16), "big")
-    return SnapshotHead(codec.read_vv(fields[0]), state_sum, len(fields) > 2 and codec.read_bool(fields[2]))
+    is_damaged = len(fields) > 2 and codec.read_bool(fields[2])
+    claims = _read_claims(fields[3]) if len(fields) > 3 else {}
+    return SnapshotHead(codec.read_vv(fields[0]), state_sum, is_damaged, claims)
+
+
+def encode_log_hashes(first: int, log_hashes: Sequence[bytes]) -> bytes:
+    """The bytes of a log's running hashes, from a seq on."""
+    return codec.pack([first, b"".join(log_hashes)])
+
+
+def decode_log_hashes(raw: bytes) -> tuple[int, list[bytes]]:
+    """The seq of the first hash, and all of them; raises MalformedMessage."""
+    first, joined = codec.read_list(codec.unpack(raw), 2)
+    step, joined = codec.LOG_HASH_BYTES, codec.read_bytes(joined)
+    if len(joined) % step or first == 0:
+        raise MalformedMessage(f"{len(joined)} bytes of running hashes from seq {first!r}")
+    return codec.read_int(first, SEQ_MAX), [joined[at : at + step] for at in range(0, len(joined), step)]
 
 
 def encode_snapshot_page(ops: Sequence[bytes]) -> bytes:
@@ -354,6 +393,26 @@ def _read_member(value: object) -> Member:
         codec.read_int(incarnation, INCARNATION_MAX),
         codec.read_text(zone, ZONE_CHARS_MAX),
     )
+
+
+def _claims_fields(claims: Claims) -> list[object]:
+    return [[*codec.dot_fields(dot), log_hash] for dot, log_hash in claims.items()]
+
+
+def _read_claims(value: object) -> Claims:
+    claims: dict[Dot, bytes] = {}
+    for item in codec.read_list(value):
+        node_id, epoch, seq, log_hash = codec.read_list(item, 4)
+        claims[codec.read_dot([node_id, epoch, seq])] = codec.read_bytes(log_hash, codec.LOG_HASH_BYTES)
+    return claims
+
+
+def _origins_fields(origins: tuple[Origin, ...]) -> list[object]:
+    return codec.dots_fields([Dot(origin, 1) for origin in origins])
+
+
+def _read_origins(value: object) -> tuple[Origin, ...]:
+    return tuple(dot.origin for dot in codec.read_dots(value))
 
 
 def _read_life(value: object) -> Life:

@@ -6,14 +6,15 @@ committed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeVar
 
-from protocol import catalog
+from protocol import catalog, forks
 from protocol.catalog import Verdict
 from protocol.codec import encode_op, root_of
+from protocol.forks import Claims
 from protocol.identity import (
     EPOCH_BITS,
     Dot,
@@ -25,12 +26,13 @@ from protocol.identity import (
     covers_all,
 )
 from protocol.ops import Delete, Drop, Hold, Manifest, Op, Put, needs_of
+from protocol.settling import Forks, Undone, mark_of
 from protocol.store import Store
 
 DROP_DOTS_MAX = 20_000
 """Holds taken back in one op: with the longest names that is about a quarter of what an op may have."""
 
-OwnOp = TypeVar("OwnOp", Put, Delete, Hold, Drop)
+OwnOp = TypeVar("OwnOp", bound=Op)
 
 
 @dataclass(slots=True)
@@ -44,6 +46,10 @@ class Heard:
     """Holds this peer is said to have written, in a life it does not remember or had forgotten parts of."""
     my_drops: int = 0
     """Drops this peer is said to have written; what its disk still backs has to be declared again."""
+    disputed: tuple[Origin, ...] = ()
+    """Origins of which the other's log is not ours; then nothing was applied."""
+    given_up: tuple[Origin, ...] = ()
+    """Of these, own ones of which the other follows a branch that was given up here: it has to take our state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +74,14 @@ class Replica:
         self._chance = chance
         self.clock = clock or HybridClock()
         self.origin = self._draw_origin()
-        self._confirmed = 0
         self.epochs_left = 0
 
     def remember(self) -> Callable[[], None]:
         """What undoes in memory, after a roll-back, all that steps of the transaction that begins now will do."""
-        origin, confirmed, epochs_left = self.origin, self._confirmed, self.epochs_left
+        origin, epochs_left = self.origin, self.epochs_left
 
         def undo() -> None:
-            self.origin, self._confirmed, self.epochs_left = origin, confirmed, epochs_left
+            self.origin, self.epochs_left = origin, epochs_left
 
         return undo
 
@@ -141,70 +146,32 @@ class Replica:
     def leave_epoch(self) -> None:
         """Write under a new origin from now on: it is no longer certain which of our dots are taken."""
         self.origin = self._draw_origin()
-        self._confirmed = 0
         self.epochs_left += 1
 
     def _draw_origin(self) -> Origin:
         return Origin(self.me, self._chance.getrandbits(EPOCH_BITS))
 
-    def meet(self, their_vv: VersionVector, wall_ms: int) -> None:
-        """Compare another peer's version vector with what this peer wrote, before anything else it says is heard.
-
-        One that has heard more from our present epoch than we remember to have written shows that this process is an
-        older image of itself, resumed: its dots may be taken by ops it forgot. Otherwise what that peer has heard of
-        our log is known to be ours.
-        """
-        theirs = their_vv.get(self.origin, 0)
-        if theirs > self.store.seen(self.origin):
-            self._reissue(wall_ms)
-        else:
-            self._confirmed = max(self._confirmed, theirs)
-
-    def _reissue(self, wall_ms: int) -> None:
-        """Leave an epoch whose dots may be taken twice, and write again what no peer has confirmed.
-
-        The dots in question are given back (their log comes from the others), so that each names one op everywhere.
-        """
-        disputed_origin = self.origin
-        kept = max(self._confirmed, self.store.floors().get(disputed_origin, 0))
-        disputed = self.store.rewind(disputed_origin, kept)
-        for op in disputed:
-            if isinstance(op, Put):
-                catalog.end_if_live(self.store, self.store.put_at(op.dot))
-            elif isinstance(op, Hold):
-                catalog.end_if_live(self.store, self.store.hold_at(op.dot))
-        self.leave_epoch()
-        renamed: dict[Dot, Dot] = {}
-        for op in disputed:
-            self._write_again(op, renamed, Dot(disputed_origin, kept), wall_ms)
-
-    def _write_again(self, op: Op, renamed: dict[Dot, Dot], kept: Dot, wall_ms: int) -> None:
-        """Dots given back moments ago name nothing here any more: what referred to them refers to their new names."""
-
-        def now(dots: tuple[Dot, ...]) -> tuple[Dot, ...]:
-            return tuple(renamed.get(dot, dot) for dot in dots)
-
-        dot, stamp = self._next(wall_ms)
-        match op:
-            case Put():
-                self._write(replace(op, dot=dot, stamp=stamp, supersedes=now(op.supersedes)))
-            case Delete():
-                self._write(replace(op, dot=dot, stamp=stamp, supersedes=now(op.supersedes)))
-            case Hold():
-                self._write(replace(op, dot=dot, stamp=stamp, put=renamed.get(op.put, op.put)))
-            case Drop():
-                still = (kept,) if kept.seq and any(end in renamed for end in op.up_to) else ()
-                self._write(Drop(dot, stamp, now(op.supersedes), still + now(op.up_to)))
-        renamed[op.dot] = dot
-
     # --- exchanging logs ---
 
-    def hear(self, their_vv: VersionVector, ops: Iterable[Op], wall_ms: int) -> Heard:
-        """Apply what a peer with this version vector sent, in its order, up to the first op whose time has not come."""
-        self.meet(their_vv, wall_ms)
+    def hear(self, their_vv: VersionVector, claims: Claims, ops: Iterable[Op], wall_ms: int) -> Heard:
+        """Apply what a peer with this version vector sent, in its order, up to the first op whose time has not come.
+
+        Nothing of it when its logs are not ours, as its claims show or the ops themselves. One that has heard more from
+        our present epoch than we remember to have written shows that this process is an older image of itself, resumed:
+        its dots may be taken by ops it forgot, so it leaves the epoch, and disputes it unless all it has is what others
+        have of it too.
+        """
+        ops = list(ops)
+        disputed = forks.disputed(self.store, claims, ops)
+        known = max([their_vv.get(self.origin, 0), *self._own_seqs(ops)])
+        if known > self.store.seen(self.origin):
+            if not forks.is_prefix(self.store, self.origin, claims):
+                disputed.setdefault(self.origin, b"")
+            self.leave_epoch()
+        if disputed:
+            return self._refuse(disputed)
         heard = Heard()
         for op in ops:
-            self._meet_in(op, wall_ms)
             verdict = catalog.apply(self.store, op)
             if verdict is Verdict.TOO_EARLY:
                 heard.too_early = True
@@ -213,13 +180,27 @@ class Replica:
                 heard.applied += 1
                 self.clock.observe(op.stamp, wall_ms)
                 self._note_own(op, heard)
+                self._remove_again(op, wall_ms)
         return heard
 
-    def _meet_in(self, op: Op, wall_ms: int) -> None:
+    def _refuse(self, disputed: dict[Origin, bytes]) -> Heard:
+        if self.origin in disputed:
+            self.leave_epoch()
+        given_up = [origin for origin, log_hash in disputed.items() if self.store.was_given_up(log_hash)]
+        return Heard(
+            disputed=tuple(sorted(disputed)),
+            given_up=tuple(sorted(origin for origin in given_up if origin.node_id == self.me)),
+        )
+
+    def _own_seqs(self, ops: Sequence[Op]) -> Iterator[int]:
         """What an op builds on was heard by its writer: a rumor says so too, though no version vector comes with it."""
-        for dot in (op.dot, *needs_of(op)):
-            if dot.origin == self.origin:
-                self.meet({dot.origin: dot.seq}, wall_ms)
+        for op in ops:
+            yield from (dot.seq for dot in (op.dot, *needs_of(op)) if dot.origin == self.origin)
+
+    def _remove_again(self, op: Op, wall_ms: int) -> None:
+        """An upload that was removed here from a branch which was given up may be written again by who did not know."""
+        if isinstance(op, Put) and self.store.has_given_up() and self.store.was_given_up(mark_of(op.manifest)):
+            self._write(Delete(*self._next(wall_ms), op.manifest.file_key, (op.dot,)))
 
     def _note_own(self, op: Op, heard: Heard) -> None:
         if op.dot.origin.node_id != self.me:
@@ -245,37 +226,63 @@ class Replica:
         for origin, seq in sorted(cut.items()):
             floor = min(seq, self.store.seen(origin))
             if floor > floors.get(origin, 0):
-                self.store.raise_floor(origin, floor)
+                self.store.raise_floor(origin, floor, self.store.log_hash(Dot(origin, floor)))
 
     # --- exchanging whole states ---
 
-    def merge_incoming(self, their_vv: VersionVector, wall_ms: int) -> None:
-        """Take over the staged state of another peer, complete and as of `their_vv`."""
-        self.meet(their_vv, wall_ms)
+    def merge_incoming(self, their_vv: VersionVector, claims: Claims, compared: VersionVector, wall_ms: int) -> Heard:
+        """Take over the staged state of another peer, complete and as of `their_vv`; nothing if its logs are not ours.
+
+        Its claims are about our logs as they stood at `compared`, and about its own now: where this peer has heard more
+        since, and yet less than the other, nobody knows whether they are alike, and nothing is taken over either.
+        """
+        heard = self.hear(their_vv, claims, (), wall_ms)
+        if heard.disputed or not forks.is_comparable(self.store, their_vv, compared):
+            self.store.clear_incoming()
+            return heard
         for op in self.store.incoming():
             self.clock.observe(op.stamp, wall_ms)
-        catalog.merge_incoming(self.store, their_vv)
+        catalog.merge_incoming(self.store, their_vv, claims)
+        return heard
 
-    def adopt_incoming(self, their_vv: VersionVector) -> bool:
+    def adopt_incoming(self, their_vv: VersionVector, claims: Claims) -> bool:
         """Take over the staged state of another peer in place of the own one, whose rows are damaged.
 
         What the own log has beyond it is applied again, in its order and under its dots, for others may have heard it.
         This peer writes under a new epoch from now on. False, and nothing happens, when that peer lacks what this one
-        has truncated: it is not in the log any more.
+        has truncated, which is not in the log any more, or has other logs than this one.
         """
-        if not covers_all(their_vv, self.store.floors()):
+        if not covers_all(their_vv, self.store.floors()) or forks.disputed(self.store, claims, ()):
             self.store.clear_incoming()
             return False
         beyond = list(self.store.log_after(their_vv))
         for origin, seq in self.store.version_vector().items():
             if seq > their_vv.get(origin, 0):
                 self.store.rewind(origin, their_vv.get(origin, 0))
-        catalog.adopt_incoming(self.store, their_vv)
+        catalog.adopt_incoming(self.store, their_vv, claims)
         self.leave_epoch()
         for op in beyond:
             verdict = catalog.apply(self.store, op)
             assert verdict is Verdict.APPLIED, f"{op} was in the log, and cannot be applied again: {verdict}"
         return True
+
+    # --- forks ---
+
+    def settle(self, forks: Forks, wall_ms: int) -> int:
+        """Follow the others' logs of these origins, where they are not ours any more.
+
+        What this peer had heard behind that is taken back, and the owner of such a log writes it again under a new
+        epoch: whoever heard it only from this branch has it from there. Returns how many ops were taken back.
+        """
+        undone = Undone(self.store, self.me, forks)
+        self.leave_epoch()
+
+        def write(op: Put | Delete | Drop) -> Dot:
+            dot, stamp = self._next(wall_ms)
+            return self._write(replace(op, dot=dot, stamp=stamp)).dot
+
+        undone.write_again(write)
+        return undone.count
 
     def disagrees(self, their_vv: VersionVector, their_sum: int) -> bool:
         """Equal version vectors and unequal states: somebody's rows are damaged, and nothing may be removed for it."""

@@ -10,6 +10,7 @@ from bisect import insort
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from protocol.codec import NO_LOG, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, VersionVector
 from protocol.ops import Hold, LiveOp, Op, Put
 
@@ -29,17 +30,32 @@ class Store(Protocol):
     def floors(self) -> VersionVector:
         """For each origin the seq up to which its log is no longer kept; a copy."""
 
-    def raise_floor(self, origin: Origin, seq: int) -> None:
-        """Forget this origin's log up to `seq`."""
+    def raise_floor(self, origin: Origin, seq: int, log_hash: bytes | None) -> None:
+        """Forget this origin's log up to `seq`, but for its running hash there, None if that is not known."""
 
     def append(self, op: Op) -> None:
-        """Add to the log, behind everything that arrived before."""
+        """Add to the log, behind everything that arrived before, and to the running hash of its origin's log."""
+
+    def log_hash(self, dot: Dot) -> bytes | None:
+        """The running hash of an origin's log up to this dot; None below the floor, beyond the end, or if unknown."""
 
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
         """The logged ops `vv` does not cover, in order of arrival."""
 
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
-        """Take this origin's ops behind `seq` out of the log and the version vector; they are returned in order."""
+        """Take this origin's ops behind `seq` out of the log and the version vector; they are returned in order.
+
+        A floor above `seq` falls to it.
+        """
+
+    def give_up(self, marks: Iterable[bytes]) -> None:
+        """Remember for good hashes of what was given up here, of logs and of uploads."""
+
+    def was_given_up(self, mark: bytes) -> bool:
+        """Whether this is one of them."""
+
+    def has_given_up(self) -> bool:
+        """Whether there is any."""
 
     def put_at(self, dot: Dot) -> Put | None:
         """The live put of this dot."""
@@ -102,6 +118,8 @@ class MemoryStore:
         self._seen: VersionVector = {}
         self._floors: VersionVector = {}
         self._log: list[Op] = []
+        self._log_hashes: dict[Origin, dict[int, bytes]] = {}
+        self._given_up: set[bytes] = set()
         self._puts: dict[Dot, Put] = {}
         self._keys: dict[str, list[tuple[tuple[bool, int, Dot], Put]]] = {}
         self._holds: dict[Dot, Hold] = {}
@@ -121,12 +139,25 @@ class MemoryStore:
     def floors(self) -> VersionVector:
         return dict(self._floors)
 
-    def raise_floor(self, origin: Origin, seq: int) -> None:
+    def raise_floor(self, origin: Origin, seq: int, log_hash: bytes | None) -> None:
         self._floors[origin] = seq
         self._log = [op for op in self._log if op.dot.origin != origin or op.dot.seq > seq]
+        hashes = self._log_hashes.get(origin, {})
+        self._log_hashes[origin] = {at: known for at, known in hashes.items() if at > seq}
+        if log_hash is not None:
+            self._log_hashes[origin][seq] = log_hash
 
     def append(self, op: Op) -> None:
         self._log.append(op)
+        origin, seq = op.dot
+        before = self.log_hash(Dot(origin, seq - 1))
+        if before is not None:
+            self._log_hashes.setdefault(origin, {})[seq] = next_log_hash(before, encode_op(op))
+
+    def log_hash(self, dot: Dot) -> bytes | None:
+        if dot.seq == 0:
+            return NO_LOG if dot.origin not in self._floors else None
+        return self._log_hashes.get(dot.origin, {}).get(dot.seq)
 
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
         return (op for op in list(self._log) if op.dot.seq > vv.get(op.dot.origin, 0))
@@ -134,10 +165,25 @@ class MemoryStore:
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
         taken = [op for op in self._log if op.dot.origin == origin and op.dot.seq > seq]
         self._log = [op for op in self._log if op.dot.origin != origin or op.dot.seq <= seq]
+        hashes = self._log_hashes.get(origin, {})
+        self._log_hashes[origin] = {at: known for at, known in hashes.items() if at <= seq}
         self._seen[origin] = seq
+        if self._floors.get(origin, 0) > seq:
+            self._floors[origin] = seq
+        if not self._floors.get(origin, 1):
+            del self._floors[origin]
         if not seq:
             del self._seen[origin]
         return taken
+
+    def give_up(self, marks: Iterable[bytes]) -> None:
+        self._given_up.update(marks)
+
+    def was_given_up(self, mark: bytes) -> bool:
+        return mark in self._given_up
+
+    def has_given_up(self) -> bool:
+        return bool(self._given_up)
 
     def put_at(self, dot: Dot) -> Put | None:
         return self._puts.get(dot)

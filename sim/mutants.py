@@ -17,6 +17,8 @@ DAMAGED_ROWS = (
     "::test_a_peer_whose_rows_are_damaged_takes_over_another_ones_state_and_keeps_what_its_log_has_beyond"
 )
 REPLICA = "tests/protocol/test_replica.py"
+FORKS = "tests/protocol/test_forks.py"
+PEER_FORKS = "tests/peer/gossip/test_forks.py"
 CODEC = "tests/protocol/test_codec.py"
 STORE = "tests/protocol/test_store_contract.py"
 
@@ -38,6 +40,8 @@ MEMBERSHIP = "tests/protocol/test_membership.py"
 WORKER = "tests/peer/test_worker.py"
 
 CATALOG_FILE = "protocol/catalog.py"
+FORKS_FILE = "protocol/forks.py"
+SETTLING_FILE = "protocol/settling.py"
 REPLICA_FILE = "protocol/replica.py"
 OPS_FILE = "protocol/ops.py"
 CODEC_FILE = "protocol/codec.py"
@@ -209,65 +213,120 @@ MUTANTS = (
         "resumed-image-not-noticed",
         "A peer that hears of its own epoch beyond its last seq goes on under it.",
         REPLICA_FILE,
-        "        if theirs > self.store.seen(self.origin):",
-        "        if theirs < 0:",
+        "        if known > self.store.seen(self.origin):",
+        "        if known < 0:",
+    ),
+    # --- forked logs (rule 7) ---
+    Mutant(
+        "forks-not-noticed",
+        "What another peer claims of a log is not compared with ours.",
+        FORKS_FILE,
+        "        elif store.log_hash(dot) not in (None, log_hash):",
+        "        elif False:",
+        (FORKS,),
+    ),
+    Mutant(
+        "names-not-claimed",
+        "Nothing is said of the logs whose ops are only named.",
+        FORKS_FILE,
+        "            named[dot.origin] = max(dot.seq, named.get(dot.origin, 0))",
+        "            pass",
+        (FORKS,),
+    ),
+    Mutant(
+        "image-behind-its-own-log-trusts-it",
+        "A resumed image goes on from what others have of its log, though it wrote something else there.",
+        FORKS_FILE,
+        '    return last.seq == 0 or claims.get(last, b"") == store.log_hash(last)',
+        "    return True",
+        (FORKS,),
+    ),
+    Mutant(
+        "branch-heard-again",
+        "A branch that was given up is heard again from who has it.",
+        FORKS_FILE,
+        "        if store.was_given_up(log_hash):",
+        "        if False:",
+        (FORKS,),
     ),
     Mutant(
         "disputed-dots-not-given-back",
-        "A peer that leaves its epoch keeps the dots that may name two ops.",
-        REPLICA_FILE,
-        "        disputed = self.store.rewind(disputed_origin, kept)",
-        "        disputed = self.store.rewind(disputed_origin, kept)\n"
-        "        for op in disputed:\n"
-        "            self.store.append(op)\n"
-        "            self.store.advance(*op.dot)",
-        (HISTORIES, REPLICA),
+        "A peer at a fork keeps the dots that name two ops.",
+        SETTLING_FILE,
+        "                store.rewind(origin, seq)",
+        "                pass",
+        (FORKS,),
     ),
     Mutant(
         "disputed-rows-stay",
-        "A peer that leaves its epoch keeps the rows of the dots it gave back.",
-        REPLICA_FILE,
-        "                catalog.end_if_live(self.store, self.store.put_at(op.dot))",
-        "                pass",
+        "A peer at a fork keeps the rows of the dots it gave back.",
+        SETTLING_FILE,
+        "        catalog.end_if_live(self._store, live)",
+        "        pass",
+        (FORKS,),
     ),
     Mutant(
         "disputed-names-kept",
         "What is written again under a new name still refers to the old names.",
-        REPLICA_FILE,
-        "            return tuple(renamed.get(dot, dot) for dot in dots)",
-        "            return dots",
-        (HISTORIES, REPLICA),
+        SETTLING_FILE,
+        "        return dot.seq > self._stands.get(dot.origin, dot.seq)",
+        "        return dot.origin in self._disputed and dot.seq > self._stands[dot.origin]",
     ),
     Mutant(
-        "written-again-drop-forgets-the-confirmed",
-        "A drop of everything that is written again spares the holds that were confirmed.",
-        REPLICA_FILE,
-        "(kept,) if kept.seq and any(end in renamed for end in op.up_to) else ()",
-        "()",
-        (REPLICA,),
+        "written-again-drop-forgets-what-stands",
+        "A drop of everything that is written again spares the holds before the fork.",
+        SETTLING_FILE,
+        "            if kept:",
+        "            if kept == seq:",
+        (FORKS,),
     ),
     Mutant(
-        "nothing-is-confirmed",
-        "A peer that leaves its epoch gives back dots that others build on.",
-        REPLICA_FILE,
-        "            self._confirmed = max(self._confirmed, theirs)",
-        "            pass",
+        "what-was-removed-is-written-again",
+        "An upload that others removed before a fork was found comes back with it.",
+        SETTLING_FILE,
+        "                case Put() if op.dot in self._was_live and self._is_ours(op):",
+        "                case Put() if self._is_ours(op):",
+        (FORKS,),
     ),
     Mutant(
-        "rumors-confirm-nothing",
-        "An op that builds on ours does not count as a sign that ours was heard.",
-        REPLICA_FILE,
-        "            self._meet_in(op, wall_ms)\n",
-        "",
-        (TOLD, REPLICA),
+        "removals-on-a-branch-forgotten",
+        "What a third peer removed on a branch that was given up comes back when its owner writes it again.",
+        SETTLING_FILE,
+        "        self._store.give_up([mark_of(manifest)])",
+        "        pass",
+        (FORKS,),
     ),
     Mutant(
-        "whole-states-are-not-met",
-        "A resumed image that takes over a whole state does not notice its forgotten ops in it.",
+        "everybody-writes-a-log-again",
+        "Whoever followed a branch that was given up writes it again too, so that its files are there twice.",
+        SETTLING_FILE,
+        "        return op.dot.origin.node_id == self._me or op.dot.origin not in self._disputed",
+        "        return True",
+        (FORKS,),
+    ),
+    Mutant(
+        "whole-states-of-another-branch-taken-over",
+        "A whole state is taken over though its logs are not ours.",
         REPLICA_FILE,
-        "        self.meet(their_vv, wall_ms)\n        for op in self.store.incoming():",
-        "        for op in self.store.incoming():",
-        (REPLICA,),
+        "        if heard.disputed or not forks.is_comparable(self.store, their_vv, compared):",
+        "        if not forks.is_comparable(self.store, their_vv, compared):",
+        (FORKS,),
+    ),
+    Mutant(
+        "whole-states-compared-too-early",
+        "A whole state is taken over though more was heard since its logs were compared with ours.",
+        REPLICA_FILE,
+        "        if heard.disputed or not forks.is_comparable(self.store, their_vv, compared):",
+        "        if heard.disputed:",
+        (FORKS,),
+    ),
+    Mutant(
+        "content-goes-with-a-branch",
+        "Content is thrown away when a peer goes back, before it knows under which names it comes again.",
+        "peer/store/holding.py",
+        "        store.pin_contents()\n        set_meta_value(store.connection, PINNED, 1)\n",
+        "        set_meta_value(store.connection, PINNED, 1)\n",
+        (PEER_FORKS,),
     ),
     # --- a peer and its disk (rule 4) ---
     Mutant(
@@ -298,7 +357,7 @@ MUTANTS = (
         "floor-not-raised-after-a-merge",
         "Who took over a whole state offers a log with a hole where that state came from.",
         CATALOG_FILE,
-        "            store.raise_floor(origin, seq)",
+        "            store.raise_floor(origin, seq, log_hash)",
         "            pass",
     ),
     Mutant(
@@ -341,8 +400,8 @@ MUTANTS = (
         "incoming-not-cleared",
         "What came in for a merge is still there for the next.",
         CATALOG_FILE,
-        "    _cover(store, their_vv)\n    store.clear_incoming()",
-        "    _cover(store, their_vv)",
+        "    _cover(store, their_vv, claims)\n    store.clear_incoming()\n\n\ndef unite",
+        "    _cover(store, their_vv, claims)\n\n\ndef unite",
     ),
     # --- disagreement (rule 6) ---
     Mutant(
@@ -817,8 +876,8 @@ MUTANTS = (
         "contents-go-with-damaged-rows",
         "The content of files whose rows are replaced is thrown away.",
         "peer/store/holding.py",
-        "        store.pin_contents()\n",
-        "",
+        "        store.pin_contents()\n        adopted",
+        "        adopted",
         (f"{EXCHANGE}::test_damaged_rows_are_replaced_by_another_peers_and_what_only_this_one_has_stays",),
     ),
     Mutant(

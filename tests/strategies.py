@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from protocol.codec import MS_MAX
+from protocol.codec import LOG_HASH_BYTES, MS_MAX
 from protocol.identity import (
     EPOCH_BITS,
     SEQ_MAX,
@@ -34,6 +34,8 @@ DOTS = st.builds(Dot, ORIGINS, st.integers(1, SEQ_MAX))
 VECTORS = st.dictionaries(ORIGINS, st.integers(1, SEQ_MAX), max_size=5)
 SUMS = st.integers(0, (1 << 128) - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+CLAIMS = st.dictionaries(DOTS, st.binary(min_size=LOG_HASH_BYTES, max_size=LOG_HASH_BYTES), max_size=5)
+GAVE_UP = st.lists(ORIGINS, max_size=3).map(tuple)
 MEMBERS = st.builds(
     Member,
     NODE_IDS,
@@ -57,6 +59,8 @@ REQUESTS = st.builds(
     hold=st.lists(DOTS, max_size=5).map(tuple),
     chunks=BLOBS,
     behind=st.booleans(),
+    claims=CLAIMS,
+    gave_up=GAVE_UP,
 )
 REPLIES = st.builds(
     ExchangeReply,
@@ -66,6 +70,9 @@ REPLIES = st.builds(
     ops=BLOBS,
     more=st.booleans(),
     behind=st.booleans(),
+    claims=CLAIMS,
+    gave_up=GAVE_UP,
+    disputed=st.booleans(),
 )
 COUNTS = st.integers(0, (1 << 63) - 1)
 ATTEMPTS = st.builds(

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from peer.config import Config
 from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger, Learn
+from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
 from peer.store.chunk_files import FreshChunk
@@ -21,9 +22,11 @@ from peer.store.rows import ChunkRow
 from peer.world.env import Env, StoreError, Work
 from protocol.codec import decode_op
 from protocol.errors import MalformedMessage
+from protocol.forks import claims_of, claims_of_all
 from protocol.identity import Member
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Chunk, Op, Put
+from protocol.replica import Heard, Suffix
 
 DECODE_INLINE_BYTES_MAX = 64 * 1024
 """More ops than this are decoded off the event loop."""
@@ -38,6 +41,7 @@ class _Answered:
     applied: int
     declare: bool
     disagrees: bool
+    heard: Heard
 
 
 class Answering:
@@ -51,8 +55,10 @@ class Answering:
         others: Peers,
         exchanger: Exchanger,
         whole_states: WholeStates,
+        forks: Forks,
         learn: Learn,
     ) -> None:
+        self._forks = forks
         self._env = env
         self._config = config
         self._here = here
@@ -96,12 +102,16 @@ class Answering:
         """What is due after the commit, and need not be waited for."""
         if answered.applied or answered.adopted:
             self._here.news.tell()
-        self._exchanger.link(request.sender.node_id).known_vv = request.vv
+        link = self._exchanger.link(request.sender.node_id)
+        link.known_vv = request.vv
+        self._forks.note(request.sender.node_id, answered.heard, request.gave_up)
         if self._here.is_damaged:
             self._whole_states.fetch_soon(request.sender.node_id, Reason.DAMAGE)
-        elif request.behind or answered.disagrees:
-            reason = Reason.BEHIND if request.behind else Reason.DISAGREEMENT
-            self._whole_states.fetch_soon(request.sender.node_id, reason)
+        elif request.behind:
+            # Asked for what we lack it says how its logs compare with ours, and then gives its whole state.
+            link.wake()
+        elif answered.disagrees:
+            self._whole_states.fetch_soon(request.sender.node_id, Reason.DISAGREEMENT)
         if answered.declare:
             self._whole_states.declare_soon()
 
@@ -155,23 +165,42 @@ class Answering:
     ) -> _Answered:
         """The transaction of an answer; its suffix brings the new holds along."""
         here, store = self._here, self._here.database.store
-        heard = here.hear(request.vv, ops)
+        heard = here.hear(request.vv, request.claims, ops)
+        if heard.disputed:
+            refused = self._reply(members, request, None, heard)
+            return _Answered(refused, [], 0, declare=False, disagrees=False, heard=heard)
         adopted = [chunk for dot in request.hold for chunk in here.take_hold(dot, fresh, rows, recovered=False)]
         for dot in request.hold:
             # Who asks takes our hold in the catalog for our word that we have it now.
             if not store.is_held(dot):
                 here.take_back(dot)
         suffix = here.replica.suffix(request.vv, OPS_BYTES_MAX)
-        reply = ExchangeReply(
-            members=members,
-            vv=store.version_vector(),
-            state_sum=store.state_sum(),
-            ops=suffix.ops if suffix else (),
-            more=suffix.more if suffix else False,
-            behind=suffix is None,
-        )
+        reply = self._reply(members, request, suffix, heard)
         disagrees = here.replica.disagrees(request.vv, request.state_sum)
-        return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees)
+        return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees, heard)
+
+    def _reply(
+        self, members: tuple[Member, ...], request: ExchangeRequest, suffix: Suffix | None, heard: Heard
+    ) -> ExchangeReply:
+        """What is said of our logs and state as they are in this transaction."""
+        store = self._here.database.store
+        vv, behind = store.version_vector(), suffix is None and not heard.disputed
+        ops = suffix.ops if suffix else ()
+        if behind:
+            claims = claims_of_all(store.log_hash, vv, request.vv)
+        else:
+            claims = claims_of(store.log_hash, request.sender.node_id, vv, request.vv, map(decode_op, ops))
+        return ExchangeReply(
+            members=members,
+            vv=vv,
+            state_sum=store.state_sum(),
+            ops=ops,
+            more=suffix.more if suffix else False,
+            behind=behind,
+            claims=claims,
+            gave_up=heard.given_up,
+            disputed=bool(heard.disputed),
+        )
 
 
 def _chunks_of(put: Put | None) -> Sequence[Chunk]:

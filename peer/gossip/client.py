@@ -110,6 +110,15 @@ class PeerClient:
         async with self._stream(peer, "GET", "/peer/snapshot") as response:
             yield _frames(peer, response.aiter_raw())
 
+    async def log_hashes(self, peer: Member, last: Dot) -> tuple[int, Sequence[bytes]]:
+        """The running hashes of an origin's log at a peer, up to a dot or its end, and the seq of the first.
+
+        Raises PeerUnreachable.
+        """
+        raw = await self._call(peer, "GET", f"/peer/log-hashes/{messages.dot_as_text(last)}", b"")
+        with _understood(peer):
+            return messages.decode_log_hashes(raw)
+
     async def recover(self, peer: Member) -> Recovery:
         """Make a peer fetch all it lacks, however long it takes; what came of it. Raises PeerUnreachable."""
         raw = await self._call(peer, "POST", "/peer/recover", b"", timeout_s=None)

@@ -7,23 +7,28 @@ single round trip, and a single commit at either end, carries many uploads. `pee
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NoReturn
 
 import trio
 
 from peer.config import Config
 from peer.gossip.client import PeerUnreachable
+from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
 from peer.store.holding import Holding
-from peer.store.rows import raw_log_after
+from peer.store.rows import find_log_hash, raw_log_after
 from peer.tasks import Keeper, helper_tasks
 from peer.worker import Worker
 from peer.world.env import Env, StoreError
 from protocol.codec import decode_op
 from protocol.errors import MalformedMessage
-from protocol.identity import Dot, Member, NodeId, VersionVector, covers, covers_all
+from protocol.forks import Claims, claims_of
+from protocol.identity import Dot, Member, NodeId, Origin, VersionVector, covers, covers_all
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Op
 from protocol.replica import Heard, Suffix, cut_suffix
@@ -74,10 +79,13 @@ class Exchanger(Worker):
         here: Holding,
         others: Peers,
         whole_states: WholeStates,
+        forks: Forks,
         learn: Learn,
         keeper: Keeper,
     ) -> None:
         super().__init__()
+        self._forks = forks
+        forks.on_settled = self._exchange_soon
         self._keeper = keeper
         self._env = env
         self._config = config
@@ -101,6 +109,9 @@ class Exchanger(Worker):
         assert self._nursery is not None, "exchanges need a running exchanger"
         self._nursery.start_soon(self._keeper.keep, "exchange", link.run)
 
+    def _exchange_soon(self, node_id: NodeId) -> None:
+        self.link(node_id).wake()
+
     async def step(self) -> None:
         lacking = self._lacking()
         for link in self._chance.sample(lacking, min(PUSH_FANOUT, len(lacking))):
@@ -121,7 +132,7 @@ class Exchanger(Worker):
         link = self._links.get(node_id)
         if link is None:
             link = self._links[node_id] = Link(
-                self._config, self._here, self._others, self._whole_states, self._learn, node_id
+                self._config, self._here, self._others, self._whole_states, self._forks, self._learn, node_id
             )
             self._start(link)
         return link
@@ -166,9 +177,11 @@ class Link:
         here: Holding,
         others: Peers,
         whole_states: WholeStates,
+        forks: Forks,
         learn: Learn,
         node_id: NodeId,
     ) -> None:
+        self._forks = forks
         self._config = config
         self._here = here
         self._others = others
@@ -180,6 +193,8 @@ class Link:
         self.done = 0
         self.failed = 0
         self._is_stuck = False
+        self._gave_up: tuple[Origin, ...] = ()
+        """Origins of ours of which the peer follows a branch that was given up here."""
         self._next = _Turn()
         self._wanted = trio.Event()
 
@@ -214,6 +229,7 @@ class Link:
             turn.error = PeerUnreachable(f"the exchange with {self.node_id} broke off here; the log says why")
             try:
                 await self._exchange_all(list(turn.hold))
+                await self._forks.exchanged(self.node_id)
                 turn.error = None
                 self.done += 1
             except (PeerUnreachable, StoreError) as error:
@@ -234,7 +250,7 @@ class Link:
                 raise PeerUnreachable(f"{self.node_id} is no member of this cluster")
             request, hold, more = await self._make_request(hold)
             reply = await self._others.client.exchange(peer, request)
-            await self._take_reply(reply)
+            await self._take_reply(request, reply)
             moved = before != reply.vv
             if await self._end_standstill(request, reply, is_still_there=not moved) or request.behind:
                 return
@@ -253,7 +269,7 @@ class Link:
             self._is_stuck = True
         if reply.ops and self._here.database.committed.version_vector == request.vv:
             log.error("%s has lost rows of its log: taking its whole state instead of what is left", self.node_id)
-            await self._whole_states.fetch(self.node_id, Reason.BEHIND)
+            await self._whole_states.fetch(self.node_id, Reason.BEHIND, reply.claims, request.vv)
             return True
         return False
 
@@ -274,9 +290,21 @@ class Link:
             hold=tuple(asked),
             chunks=tuple(contents),
             behind=suffix is None,
+            claims=self._claims(committed.version_vector, suffix.ops if suffix else ()),
+            gave_up=self._gave_up,
         )
         left = hold[len(asked) :] if suffix is not None else []
         return request, left, suffix.more if suffix else False
+
+    def _claims(self, vv: VersionVector, ops: Sequence[bytes]) -> Claims:
+        """What is said of our logs along with these ops."""
+        theirs = vv if self.known_vv is None else self.known_vv
+        decoded = [decode_op(raw) for raw in ops]
+
+        def look(connection: sqlite3.Connection) -> Claims:
+            return claims_of(partial(find_log_hash, connection), self.node_id, vv, theirs, decoded)
+
+        return self._here.database.look_up(look)
 
     def _suffix(self, floors: VersionVector) -> Suffix | None:
         """What the peer lacks; nothing before it has said what it has; None when our log has no longer all of it."""
@@ -306,7 +334,7 @@ class Link:
                     size += chunk.size
         return asked, list(contents.values())
 
-    async def _take_reply(self, reply: ExchangeReply) -> None:
+    async def _take_reply(self, request: ExchangeRequest, reply: ExchangeReply) -> None:
         self._learn(reply.members)
         try:
             ops = [decode_op(raw) for raw in reply.ops]
@@ -316,15 +344,28 @@ class Link:
         heard, disagrees = await self._here.database.write(lambda: self._hear(reply, ops))
         if heard.applied:
             self._here.news.tell()
+        if heard.disputed or reply.disputed:
+            self._dispute(heard, reply)
         if self._here.is_damaged:
             self._whole_states.fetch_soon(self.node_id, Reason.DAMAGE)
-        elif reply.behind or disagrees:
-            reason = Reason.BEHIND if reply.behind else Reason.DISAGREEMENT
-            await self._whole_states.fetch(self.node_id, reason)
+        elif reply.behind:
+            await self._whole_states.fetch(self.node_id, Reason.BEHIND, reply.claims, request.vv)
+        elif disagrees:
+            await self._whole_states.fetch(self.node_id, Reason.DISAGREEMENT)
         elif heard.my_drops:
             await self._here.declare_backed()
 
+    def _dispute(self, heard: Heard, reply: ExchangeReply) -> NoReturn:
+        """Nothing was applied, here or there. Raises PeerUnreachable."""
+        self._forks.note(self.node_id, heard, reply.gave_up)
+        if heard.given_up != self._gave_up:
+            # It has to be told, and that was not in this request.
+            self._gave_up = heard.given_up
+            self._wanted.set()
+        raise PeerUnreachable(f"{self.node_id} does not agree with this peer about a log; that is being settled")
+
     def _hear(self, reply: ExchangeReply, ops: Sequence[Op]) -> tuple[Heard, bool]:
         """A step: apply a reply's ops, and see whether two that know the same disagree."""
-        heard = self._here.hear(reply.vv, ops)
-        return heard, self._here.replica.disagrees(reply.vv, reply.state_sum)
+        heard = self._here.hear(reply.vv, reply.claims, ops)
+        disagrees = not heard.disputed and self._here.replica.disagrees(reply.vv, reply.state_sum)
+        return heard, disagrees

@@ -42,6 +42,7 @@ PEER_ROUTES = (
     Route("/peer/join", peers.join, methods=["POST"]),
     Route("/peer/exchange", peers.exchange, methods=["POST"]),
     Route("/peer/snapshot", peers.snapshot),
+    Route("/peer/log-hashes/{dot}", peers.log_hashes),
     Route("/peer/chunks", peers.get_small_chunks, methods=["POST"]),
     Route("/peer/chunks/renew", peers.renew_chunks, methods=["POST"]),
     Route("/peer/chunks/withdraw", peers.withdraw_chunks, methods=["POST"]),

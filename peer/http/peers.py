@@ -14,6 +14,7 @@ from peer.http.requests import body_of, check_length, services_of
 from peer.http.services import Services
 from peer.store.chunk_files import ChunkWriter
 from peer.store.holding import Holding
+from peer.store.rows import find_log_hashes
 from peer.world.env import Work
 from protocol import codec, messages
 from protocol.errors import WrongCluster
@@ -53,6 +54,14 @@ async def snapshot(request: Request) -> Response:
     """`GET /peer/snapshot`: the whole live state, as of one moment."""
     services = peer_services(request)
     return StreamingResponse(services.whole_states.frames(), media_type=MSGPACK)
+
+
+async def log_hashes(request: Request) -> Response:
+    """`GET /peer/log-hashes/{dot}`: the running hashes of an origin's log up to a dot, to find where two fork."""
+    database = peer_services(request).here.database
+    last = messages.dot_of_text(request.path_params["dot"])
+    first, found = await database.read(lambda reader: find_log_hashes(reader, last, messages.LOG_HASHES_MAX))
+    return _packed(messages.encode_log_hashes(first, found))
 
 
 async def get_small_chunks(request: Request) -> Response:

@@ -14,6 +14,7 @@ from peer.files.uploads import Uploads
 from peer.gossip.answer import Answering
 from peer.gossip.exchange import Exchanger
 from peer.gossip.fetching import Fetching
+from peer.gossip.forks import Forks
 from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import WholeStates
@@ -39,6 +40,7 @@ class Services:
     exchanger: Exchanger
     answering: Answering
     whole_states: WholeStates
+    forks: Forks
     fetching: Fetching
     uploads: Uploads
     downloads: Downloads

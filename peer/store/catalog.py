@@ -19,13 +19,14 @@ from peer.store.rows import (
     chunk_file_name,
     chunk_row,
     live_ops,
+    log_hash_at,
     pack_chunks,
     raw_log_after,
     select_holds,
     select_puts,
     unreadable_rows,
 )
-from protocol.codec import decode_op, encode_op
+from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, VersionVector, ms_of_stamp
 from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id
 from protocol.placement import partition_of
@@ -47,6 +48,9 @@ class _OriginRow:
     id: int
     seen: int
     floor: int
+    floor_hash: bytes | None
+    tail: tuple[int, bytes | None] | None = None
+    """Seq and running hash of what was appended last, which is what is asked for next."""
 
 
 class SqliteStore:
@@ -70,11 +74,12 @@ class SqliteStore:
         }
         names = {row_id: name for name, row_id in self._nodes.items()}
         self._origins = {
-            Origin(names[node], epoch): _OriginRow(row_id, seen, floor)
-            for row_id, node, epoch, seen, floor in execute(
-                "SELECT id, node, epoch, seen, floor FROM origins ORDER BY id"
+            Origin(names[node], epoch): _OriginRow(row_id, seen, floor, floor_hash if floor else NO_LOG)
+            for row_id, node, epoch, seen, floor, floor_hash in execute(
+                "SELECT id, node, epoch, seen, floor, floor_hash FROM origins ORDER BY id"
             )
         }
+        self._has_given_up = self._look_for_given_up()
         self._changed: dict[Origin, None] = {}
         found = execute("SELECT value FROM meta WHERE key = 'state_sum'").fetchone()
         self._sum = self._stored_sum = int(found[0], 16) if found else 0
@@ -85,7 +90,8 @@ class SqliteStore:
         for origin in self._changed:
             row = self._origins[origin]
             self.connection.execute(
-                "UPDATE origins SET seen = ?, floor = ? WHERE id = ?", (row.seen, row.floor, row.id)
+                "UPDATE origins SET seen = ?, floor = ?, floor_hash = ? WHERE id = ?",
+                (row.seen, row.floor, row.floor_hash, row.id),
             )
         self._changed.clear()
         if self._sum != self._stored_sum:
@@ -107,7 +113,7 @@ class SqliteStore:
                 "INSERT INTO origins (node, epoch, seen, floor) VALUES (?, ?, 0, 0)",
                 (self.node_row(origin.node_id), origin.epoch),
             )
-            found = self._origins[origin] = _OriginRow(_row_id(cursor), 0, 0)
+            found = self._origins[origin] = _OriginRow(_row_id(cursor), 0, 0, NO_LOG)
         return found
 
     # --- log ---
@@ -126,17 +132,29 @@ class SqliteStore:
     def floors(self) -> VersionVector:
         return {origin: row.floor for origin, row in self._origins.items() if row.floor}
 
-    def raise_floor(self, origin: Origin, seq: int) -> None:
+    def raise_floor(self, origin: Origin, seq: int, log_hash: bytes | None) -> None:
         row = self._origin_row(origin)
-        row.floor = seq
+        row.floor, row.floor_hash = seq, log_hash
         self._changed[origin] = None
         self.connection.execute("DELETE FROM log WHERE origin = ? AND seq <= ?", (row.id, seq))
 
     def append(self, op: Op) -> None:
-        row = self._origin_row(op.dot.origin)
+        row, raw = self._origin_row(op.dot.origin), encode_op(op)
+        before = self.log_hash(Dot(op.dot.origin, op.dot.seq - 1))
+        log_hash = None if before is None else next_log_hash(before, raw)
         self.connection.execute(
-            "INSERT INTO log (origin, seq, op) VALUES (?, ?, ?)", (row.id, op.dot.seq, encode_op(op))
+            "INSERT INTO log (origin, seq, op, hash) VALUES (?, ?, ?, ?)", (row.id, op.dot.seq, raw, log_hash)
         )
+        row.tail = op.dot.seq, log_hash
+
+    def log_hash(self, dot: Dot) -> bytes | None:
+        origin, seq = dot
+        row = self._origins.get(origin) or _OriginRow(-1, 0, 0, NO_LOG)
+        if seq <= row.floor:
+            return row.floor_hash if seq == row.floor else None
+        if row.tail is not None and row.tail[0] == seq:
+            return row.tail[1]
+        return log_hash_at(self.connection, row.id, seq)
 
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
         return map(decode_op, raw_log_after(self.connection, vv))
@@ -147,8 +165,26 @@ class SqliteStore:
             "SELECT op FROM log WHERE origin = ? AND seq > ? ORDER BY seq", (row.id, seq)
         ).fetchall()
         self.connection.execute("DELETE FROM log WHERE origin = ? AND seq > ?", (row.id, seq))
+        row.tail = None
+        if row.floor > seq:
+            row.floor, row.floor_hash = seq, None if seq else NO_LOG
         self.advance(origin, seq)
         return [decode_op(raw) for (raw,) in taken]
+
+    def give_up(self, marks: Iterable[bytes]) -> None:
+        self.connection.executemany("REPLACE INTO given_up VALUES (?)", [(mark,) for mark in marks])
+        self._has_given_up = self._look_for_given_up()
+
+    def was_given_up(self, mark: bytes) -> bool:
+        if not self._has_given_up:
+            return False
+        return self.connection.execute("SELECT 1 FROM given_up WHERE mark = ?", (mark,)).fetchone() is not None
+
+    def has_given_up(self) -> bool:
+        return self._has_given_up
+
+    def _look_for_given_up(self) -> bool:
+        return self.connection.execute("SELECT 1 FROM given_up LIMIT 1").fetchone() is not None
 
     # --- live ops ---
 

@@ -33,6 +33,7 @@ _PUTS = (
     f"SELECT {_PUT_COLUMNS}, puts.id FROM puts "
     "JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node "
 )
+_ORIGIN = "FROM origins WHERE node = (SELECT id FROM nodes WHERE node_id = ?) AND epoch = ?"
 _HOLDS = (
     "SELECT hn.node_id, ho.epoch, holds.seq, holds.stamp, nodes.node_id, origins.epoch, puts.seq, holds.recovered "
     "FROM holds JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node "
@@ -154,6 +155,40 @@ def raw_log_after(connection: sqlite3.Connection, vv: VersionVector) -> Iterator
         ).fetchall()
         yield from (op for _, origin, seq, op in rows if seq > known.get(origin, 0))
         next_arrival = rows[-1][0] + 1 if rows else None
+
+
+def log_hash_at(connection: sqlite3.Connection, origin_row: int, seq: int) -> bytes | None:
+    """The running hash in an origin's log at a seq above its floor; None when it is not known."""
+    found = connection.execute("SELECT hash FROM log WHERE origin = ? AND seq = ?", (origin_row, seq)).fetchone()
+    return found[0] if found else None
+
+
+def find_log_hash(connection: sqlite3.Connection, dot: Dot) -> bytes | None:
+    """The running hash of an origin's log at a dot; None when it is not known."""
+    found = connection.execute(f"SELECT id, floor, floor_hash {_ORIGIN}", dot.origin).fetchone()
+    if found is None or dot.seq <= found[1]:
+        return found[2] if found and dot.seq == found[1] else None
+    return log_hash_at(connection, found[0], dot.seq)
+
+
+def find_log_hashes(connection: sqlite3.Connection, last: Dot, limit: int) -> tuple[int, list[bytes]]:
+    """The running hashes of an origin's log up to a dot, or to its end: at most the last so many that are known.
+
+    With the seq of the first one, or of the op behind them when there are none.
+    """
+    found = connection.execute(f"SELECT id, seen, floor, floor_hash {_ORIGIN}", last.origin).fetchone()
+    if found is None:
+        return 1, []
+    origin, seen, floor, floor_hash = found
+    rows = connection.execute(
+        "SELECT seq, hash FROM log WHERE origin = ? AND seq <= ? ORDER BY seq DESC LIMIT ?", (origin, last.seq, limit)
+    ).fetchall()
+    if floor_hash is not None and floor and len(rows) < limit:
+        rows.append((floor, floor_hash))
+    known = [(seq, log_hash) for seq, log_hash in rows if log_hash is not None]
+    known.reverse()
+    first = known[0][0] if known else min(last.seq, seen) + 1
+    return first, [log_hash for _, log_hash in known]
 
 
 def version_vector_of(connection: sqlite3.Connection) -> VersionVector:

@@ -13,8 +13,9 @@ import sqlite_utils
 from sqlite_utils import Migrations
 
 from peer.world.env import StartError
+from protocol.codec import NO_LOG, next_log_hash
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -39,6 +40,20 @@ def m003_words(db: sqlite_utils.Database) -> None:
     """One word, one meaning; and no columns that nothing fills."""
     for statement in _WORDS:
         db.execute(statement)
+
+
+@migrations()
+def m004_forks(db: sqlite_utils.Database) -> None:
+    """Running hashes of logs, by which forked ones are told apart."""
+    for statement in _FORKS:
+        db.execute(statement)
+    # A log whose beginning is gone has a hash nobody knows.
+    for (origin,) in db.execute("SELECT id FROM origins WHERE floor = 0 ORDER BY id").fetchall():
+        log_hash = NO_LOG
+        rows = db.execute("SELECT arrival, op FROM log WHERE origin = ? ORDER BY seq", [origin])
+        for arrival, op in rows.fetchall():
+            log_hash = next_log_hash(log_hash, op)
+            db.execute("UPDATE log SET hash = ? WHERE arrival = ?", [log_hash, arrival])
 
 
 def migrate(db: sqlite_utils.Database) -> None:
@@ -170,6 +185,14 @@ _WORDS = (
     "ALTER TABLE staged RENAME TO incoming",
     "ALTER TABLE nodes DROP COLUMN status",
     "ALTER TABLE nodes DROP COLUMN last_heartbeat",
+)
+
+_FORKS = (
+    # The running hash of the origin's log up to this op, NULL where it is not known.
+    "ALTER TABLE log ADD COLUMN hash BLOB",
+    "ALTER TABLE origins ADD COLUMN floor_hash BLOB",
+    # See `Store.give_up`.
+    "CREATE TABLE given_up (mark BLOB PRIMARY KEY) WITHOUT ROWID",
 )
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000, 'unixepoch')"

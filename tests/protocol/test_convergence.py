@@ -191,10 +191,6 @@ def test_concurrent_puts_of_one_key_both_live_and_every_peer_shows_the_same(kind
 
 
 @every_store
-@pytest.mark.xfail(
-    strict=True,
-    reason="a resumed image cannot tell which of its unconfirmed ops were heard since; it writes them all again",
-)
 def test_a_resumed_image_does_not_write_again_what_was_deleted_since(kind: StoreKind) -> None:
     cluster = History(2, (Upload(0, "a"), TakeImage(0), Exchange(1, 0), Remove(1, "a"), Upload(0, "b"))).run(kind)
     Exchange(1, 0).run(cluster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import msgpack
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
     ATTEMPTS,
+    CLAIMS,
     CLUSTER,
     COUNTS,
     DATAGRAMS,
@@ -29,6 +31,7 @@ from strategies import (
 from protocol import messages
 from protocol.codec import FILE_KEY_PATTERN, MS_MAX, SIZE_MAX, encode_op
 from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
+from protocol.forks import Claims
 from protocol.identity import (
     NODE_ID_PATTERN,
     SEQ_MAX,
@@ -119,6 +122,7 @@ PLAIN_DECODERS: tuple[Callable[[bytes], object], ...] = (
     messages.decode_contents,
     messages.decode_snapshot_head,
     messages.decode_snapshot_page,
+    messages.decode_log_hashes,
     messages.decode_recovery,
     messages.decode_attempts,
 )
@@ -144,12 +148,33 @@ def test_more_hashes_than_are_looked_up_at_a_time_are_refused() -> None:
         messages.decode_hashes(messages.encode_hashes([*most, bytes(32)]))
 
 
-@given(DOTS, VECTORS, SUMS)
-def test_dots_in_addresses_and_heads_of_snapshots_read_back(dot: Dot, vv: VersionVector, state_sum: int) -> None:
+@given(DOTS, VECTORS, SUMS, CLAIMS)
+def test_dots_in_addresses_and_heads_of_snapshots_read_back(
+    dot: Dot, vv: VersionVector, state_sum: int, claims: Claims
+) -> None:
     assert messages.dot_of_text(messages.dot_as_text(dot)) == dot
     for is_damaged in (False, True):
-        head = messages.SnapshotHead(vv, state_sum, is_damaged)
+        head = messages.SnapshotHead(vv, state_sum, is_damaged, claims)
         assert messages.decode_snapshot_head(messages.encode_snapshot_head(head)) == head
+
+
+@given(st.integers(1, SEQ_MAX), st.lists(st.binary(min_size=16, max_size=16)))
+def test_running_hashes_read_back(first: int, log_hashes: list[bytes]) -> None:
+    assert messages.decode_log_hashes(messages.encode_log_hashes(first, log_hashes)) == (first, log_hashes)
+
+
+@settings(max_examples=30)
+@given(REQUESTS, REPLIES, SUMS)
+def test_a_peer_of_an_older_version_says_nothing_of_forks(
+    request: ExchangeRequest, reply: ExchangeReply, state_sum: int
+) -> None:
+    old = bytes(msgpack.packb(msgpack.unpackb(encode_request(CLUSTER, request))[:10]))
+    assert decode_request(CLUSTER, old) == replace(request, claims={}, gave_up=())
+    old = bytes(msgpack.packb(msgpack.unpackb(encode_reply(reply))[:7]))
+    assert decode_reply(old) == replace(reply, claims={}, gave_up=(), disputed=False)
+    head = messages.encode_snapshot_head(messages.SnapshotHead(request.vv, state_sum, claims=request.claims))
+    old = bytes(msgpack.packb(msgpack.unpackb(head)[:2]))
+    assert messages.decode_snapshot_head(old) == messages.SnapshotHead(request.vv, state_sum)
 
 
 @given(TEXT)

@@ -14,6 +14,7 @@ from replicas.cluster import snapshot_of
 
 from peer.config import Address, Config
 from protocol.codec import FILENAME_CHARS_MAX, HASH_BYTES, OP_BYTES_MAX, decode_op, encode_op
+from protocol.forks import claims_of
 from protocol.identity import (
     EPOCH_BITS,
     SEQ_MAX,
@@ -26,7 +27,7 @@ from protocol.identity import (
     ms_of_stamp,
     stamp_of_ms,
 )
-from protocol.ops import Chunk, Delete, Drop, Hold, Manifest, Put
+from protocol.ops import Chunk, Drop, Manifest, Put
 from protocol.replica import DROP_DOTS_MAX, Replica
 from protocol.store import MemoryStore
 
@@ -53,7 +54,17 @@ def manifest(file_key: str = "a") -> Manifest:
 
 def tell(teller: Replica, hearer: Replica, wall_ms: int = NOW):
     suffix = teller.suffix(hearer.store.version_vector(), NO_LIMIT)
-    return hearer.hear(teller.store.version_vector(), [decode_op(raw) for raw in suffix.ops], wall_ms)
+    ops = [decode_op(raw) for raw in suffix.ops]
+    vv, theirs = teller.store.version_vector(), hearer.store.version_vector()
+    claims = claims_of(teller.store.log_hash, hearer.me, vv, theirs, ops)
+    return hearer.hear(vv, claims, ops, wall_ms)
+
+
+def merge(me: Replica, other: Replica) -> None:
+    """What lies staged, as of now."""
+    vv = me.store.version_vector()
+    snapshot = snapshot_of(other, vv)
+    me.merge_incoming(snapshot.version_vector, snapshot.claims, vv, NOW)
 
 
 # --- writing ---
@@ -160,7 +171,7 @@ def test_a_version_taken_over_as_state_counts_as_heard() -> None:
     heard = ahead.put(manifest(), NOW + 5000)
     snapshot = snapshot_of(ahead)
     me.store.add_incoming(snapshot.ops)
-    me.merge_incoming(snapshot.version_vector, NOW)
+    me.merge_incoming(snapshot.version_vector, snapshot.claims, {}, NOW)
     assert me.put(manifest("b"), NOW).stamp > heard.stamp
 
 
@@ -178,16 +189,16 @@ def test_a_clock_that_is_far_ahead_does_not_pull_others_along() -> None:
 def test_an_op_heard_twice_takes_effect_once() -> None:
     me, other = replica("a"), replica("b")
     put = other.put(manifest(), NOW)
-    assert me.hear({}, [put, put], NOW).applied == 1
+    assert me.hear({}, {}, [put, put], NOW).applied == 1
     assert list(me.store.log_after({})) == [put]
 
 
 def test_a_rumor_that_leaves_a_gap_waits() -> None:
     me, other = replica("a"), replica("b")
     first, second = other.put(manifest("a"), NOW), other.put(manifest("b"), NOW)
-    assert me.hear({}, [second], NOW).too_early
+    assert me.hear({}, {}, [second], NOW).too_early
     assert me.store.version_vector() == {}
-    assert me.hear({}, [first, second], NOW).applied == 2
+    assert me.hear({}, {}, [first, second], NOW).applied == 2
 
 
 @pytest.mark.parametrize("kind", ["put", "delete", "hold", "drop", "drop of everything"])
@@ -204,7 +215,7 @@ def test_a_rumor_that_builds_on_what_was_not_heard_waits(kind: str) -> None:
         "drop": lambda: other.drop(other.my_holds_of(put.dot), NOW)[0],
         "drop of everything": lambda: other.drop_all(NOW),
     }
-    assert me.hear({}, [write[kind]()], NOW).too_early
+    assert me.hear({}, {}, [write[kind]()], NOW).too_early
     assert me.store.version_vector() == {}
     assert not tell(other, me).too_early
 
@@ -213,7 +224,7 @@ def test_what_follows_an_op_that_waits_waits_too() -> None:
     me, other = replica("a"), replica("b")
     _, second = other.put(manifest("a"), NOW), other.put(manifest("b"), NOW)
     unrelated = replica("c").put(manifest("c"), NOW)
-    heard = me.hear({}, [second, unrelated], NOW)
+    heard = me.hear({}, {}, [second, unrelated], NOW)
     assert (heard.applied, heard.too_early) == (0, True)
 
 
@@ -239,7 +250,7 @@ def test_a_hold_whose_put_is_gone_is_heard_and_not_live() -> None:
     tell(writer, holder)
     hold = holder.hold(put.dot, NOW)
     me.delete("a", NOW)
-    assert me.hear({}, [hold], NOW).applied == 1
+    assert me.hear({}, {}, [hold], NOW).applied == 1
     assert list(me.store.live()) == []
     assert me.store.state_sum() == 0
 
@@ -257,7 +268,7 @@ def test_a_suffix_keeps_to_its_limit_and_always_moves_on(limit: int) -> None:
         suffix = me.suffix(other.store.version_vector(), limit)
         assert suffix.ops
         assert len(suffix.ops) == 1 or sum(map(len, suffix.ops)) <= limit
-        other.hear({}, [decode_op(raw) for raw in suffix.ops], NOW)
+        other.hear({}, {}, [decode_op(raw) for raw in suffix.ops], NOW)
         more, rounds = suffix.more, rounds + 1
     assert other.root() == me.root()
     assert rounds <= 8
@@ -309,57 +320,7 @@ def test_every_start_writes_under_a_new_origin() -> None:
     assert again.put(manifest("b"), NOW).dot == Dot(again.origin, 1)
 
 
-def test_hearing_more_of_the_own_epoch_than_was_written_leaves_it_and_writes_again_what_nobody_confirmed() -> None:
-    me = replica("a")
-    confirmed = me.put(manifest("a"), NOW)
-    me.meet({me.origin: 1}, NOW)
-    put = me.put(manifest("b"), NOW)
-    hold = me.hold(put.dot, NOW)
-    forgotten = me.origin
-    me.meet({forgotten: 9}, NOW)
-    assert me.origin != forgotten
-    assert me.epochs_left == 1
-    assert me.store.version_vector() == {forgotten: 1, me.origin: 2}
-    again, held = me.store.log_after({forgotten: 1})
-    assert isinstance(again, Put)
-    assert isinstance(held, Hold)
-    assert again.manifest == put.manifest
-    assert held.put == again.dot
-    assert list(me.store.live()) == [*sorted([confirmed, again], key=lambda op: op.dot), held]
-    assert me.store.hold_at(hold.dot) is None
-
-
-def test_what_is_written_again_refers_to_the_new_names() -> None:
-    me = replica("a")
-    first = me.put(manifest("a"), NOW)
-    me.put(manifest("a"), NOW)
-    me.delete("a", NOW)
-    lost = me.hold(me.put(manifest("b"), NOW).dot, NOW)
-    me.drop_all(NOW)
-    me.meet({me.origin: 99}, NOW)
-    one, two, gone, other, hold, drop = me.store.log_after({})
-    assert all(op.dot.origin == me.origin != first.dot.origin for op in (one, two, gone, other, hold, drop))
-    assert isinstance(gone, Delete)
-    assert (two.supersedes, gone.supersedes, hold.put) == ((one.dot,), (two.dot,), other.dot)
-    assert drop.up_to == (hold.dot,)
-    assert lost is not None
-    assert list(me.store.live()) == [other]
-
-
-def test_a_drop_of_everything_that_is_written_again_still_reaches_what_was_confirmed() -> None:
-    me, other = replica("a"), replica("b")
-    early = me.hold(me.put(manifest("a"), NOW).dot, NOW)
-    tell(me, other)
-    me.meet(other.store.version_vector(), NOW)
-    me.hold(me.put(manifest("b"), NOW).dot, NOW)
-    me.drop_all(NOW)
-    me.meet({me.origin: 99}, NOW)
-    assert me.store.holds_by(me.me) == []
-    assert not tell(me, other).too_early
-    assert other.store.hold_at(early.dot) is None
-
-
-def test_a_peer_that_heard_what_was_written_confirms_it_and_no_epoch_is_left() -> None:
+def test_no_epoch_is_left_for_a_peer_that_heard_what_was_written() -> None:
     me, other = replica("a"), replica("b")
     me.put(manifest(), NOW)
     tell(me, other)
@@ -367,22 +328,11 @@ def test_a_peer_that_heard_what_was_written_confirms_it_and_no_epoch_is_left() -
     assert me.epochs_left == 0
 
 
-def test_an_op_that_builds_on_ours_confirms_it_even_as_a_rumor() -> None:
-    me, other = replica("a"), replica("b")
-    put = me.put(manifest(), NOW)
-    tell(me, other)
-    hold = other.hold(put.dot, NOW)
-    me.hear({}, [hold], NOW)
-    me.meet({me.origin: 99}, NOW)
-    assert me.store.put_at(put.dot) == put
-    assert me.store.hold_at(hold.dot) == hold
-
-
 def test_a_rumor_of_an_own_op_that_was_forgotten_leaves_the_epoch() -> None:
     me = replica("a")
     me.put(manifest("a"), NOW)
     forgotten = me.origin
-    me.hear({}, [Put(Dot(forgotten, 2), Stamp(0), manifest("b"))], NOW)
+    me.hear({}, {}, [Put(Dot(forgotten, 2), Stamp(0), manifest("b"))], NOW)
     assert me.origin != forgotten
 
 
@@ -397,7 +347,7 @@ def test_a_merge_removes_what_the_other_saw_removed_and_keeps_what_it_never_saw(
     other.delete("gone", NOW)
     unseen = me.put(manifest("unseen"), NOW)
     me.store.add_incoming(snapshot_of(other).ops)
-    me.merge_incoming(other.store.version_vector(), NOW)
+    merge(me, other)
     assert list(me.store.live()) == [kept, unseen]
     assert me.store.hold_at(hold.dot) is None
     assert me.store.floors() == other.store.version_vector()
@@ -410,7 +360,7 @@ def test_a_merge_into_an_empty_replica_copies_state_sum_and_vector() -> None:
         other.hold(other.put(manifest(key), NOW).dot, NOW)
     other.delete("b", NOW)
     me.store.add_incoming(snapshot_of(other).ops)
-    me.merge_incoming(other.store.version_vector(), NOW)
+    merge(me, other)
     assert me.root() == other.root()
     assert list(me.store.live()) == list(other.store.live())
 
@@ -447,6 +397,6 @@ def test_a_whole_state_that_knows_more_of_the_own_epoch_leaves_it() -> None:
     image = replica("a")
     assert image.origin == me.origin
     image.store.add_incoming(snapshot_of(other).ops)
-    image.merge_incoming(other.store.version_vector(), NOW)
+    merge(image, other)
     assert image.origin != me.origin
     assert image.put(manifest("b"), NOW).dot != put.dot

@@ -11,6 +11,7 @@ from replicas.ops import manifests, origins, stamps
 from replicas.oracle import content_of
 from replicas.stores import STORES, StoreKind
 
+from protocol.codec import NO_LOG, encode_op, next_log_hash
 from protocol.identity import Dot, Origin, VersionVector
 from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
 from protocol.store import Store
@@ -28,6 +29,8 @@ class PlainLists:
         self.vv: VersionVector = {}
         self.floors: VersionVector = {}
         self.log: list[Op] = []
+        self.log_hashes: dict[Dot, bytes] = {}
+        self.given_up: set[bytes] = set()
         self.live: list[LiveOp] = []
         self.incoming: dict[Dot, LiveOp] = {}
         self.state_sum = 0
@@ -36,6 +39,7 @@ class PlainLists:
         other = PlainLists()
         other.vv, other.floors, other.log = dict(self.vv), dict(self.floors), list(self.log)
         other.live, other.incoming, other.state_sum = list(self.live), dict(self.incoming), self.state_sum
+        other.log_hashes, other.given_up = dict(self.log_hashes), set(self.given_up)
         return other
 
     def puts(self) -> list[Put]:
@@ -43,6 +47,11 @@ class PlainLists:
 
     def holds(self) -> list[Hold]:
         return [op for op in self.live if isinstance(op, Hold)]
+
+    def log_hash(self, dot: Dot) -> bytes | None:
+        if dot.seq == 0 and dot.origin not in self.floors:
+            return NO_LOG
+        return self.log_hashes.get(dot)
 
     def is_free(self, dot: Dot) -> bool:
         return all(op.dot != dot for op in self.live)
@@ -68,6 +77,8 @@ class Pair:
             self.raise_floor,
             self.raise_floor,
             self.rewind,
+            self.rewind_below_a_floor,
+            self.give_up,
             self.add_incoming,
             self.clear_incoming,
             self.set_state_sum,
@@ -96,6 +107,9 @@ class Pair:
         op = self.some_op(Dot(self.origin(i), seq), j, stamp)
         self.store.append(op)
         self.store.advance(op.dot.origin, seq)
+        before = self.plain.log_hash(Dot(op.dot.origin, seq - 1))
+        if before is not None:
+            self.plain.log_hashes[op.dot] = next_log_hash(before, encode_op(op))
         self.plain.log.append(op)
         self.plain.vv[op.dot.origin] = seq
 
@@ -127,29 +141,50 @@ class Pair:
         seq = self.plain.vv.get(self.origin(i), 0) + 1 + j**9
         self.store.advance(self.origin(i), seq)
         self.plain.vv[self.origin(i)] = seq
-        self._raise_floor(self.origin(i), seq)
+        self._raise_floor(self.origin(i), seq, bytes([j]) * 16 if j % 2 else None)
 
     def raise_floor(self, i: int, j: int, _: int) -> None:
         floor = self.plain.floors.get(self.origin(i), 0)
         seq = min(floor + j, self.plain.vv.get(self.origin(i), 0))
         if seq > floor:
-            self._raise_floor(self.origin(i), seq)
+            self._raise_floor(self.origin(i), seq, self.plain.log_hash(Dot(self.origin(i), seq)))
 
-    def _raise_floor(self, origin: Origin, seq: int) -> None:
-        self.store.raise_floor(origin, seq)
+    def _raise_floor(self, origin: Origin, seq: int, log_hash: bytes | None) -> None:
+        self.store.raise_floor(origin, seq, log_hash)
         self.plain.floors[origin] = seq
+        for dot in [dot for dot in self.plain.log_hashes if dot.origin == origin and dot.seq <= seq]:
+            del self.plain.log_hashes[dot]
+        if log_hash is not None:
+            self.plain.log_hashes[Dot(origin, seq)] = log_hash
         self.plain.log = [op for op in self.plain.log if op.dot.origin != origin or op.dot.seq > seq]
 
     def rewind(self, i: int, j: int, _: int) -> None:
         origin = self.origin(i)
-        seq = max(self.plain.vv.get(origin, 0) - j, self.plain.floors.get(origin, 0))
+        self._rewind(origin, max(self.plain.vv.get(origin, 0) - j, self.plain.floors.get(origin, 0)))
+
+    def rewind_below_a_floor(self, i: int, j: int, _: int) -> None:
+        self._rewind(self.origin(i), max(self.plain.floors.get(self.origin(i), 0) - j, 0))
+
+    def _rewind(self, origin: Origin, seq: int) -> None:
         taken = [op for op in self.plain.log if op.dot.origin == origin and op.dot.seq > seq]
         if origin in self.plain.vv:
             assert list(self.store.rewind(origin, seq)) == taken
             self.plain.log = [op for op in self.plain.log if op not in taken]
             self.plain.vv[origin] = seq
+            for dot in [dot for dot in self.plain.log_hashes if dot.origin == origin and dot.seq > seq]:
+                del self.plain.log_hashes[dot]
             if not seq:
                 del self.plain.vv[origin]
+            if self.plain.floors.get(origin, 0) > seq:
+                self.plain.floors[origin] = seq
+            if self.plain.floors.get(origin) == 0:
+                del self.plain.floors[origin]
+
+    def give_up(self, i: int, j: int, _: int) -> None:
+        """Some may have been given up before."""
+        log_hashes = [bytes([i]) * 16, *list(self.plain.log_hashes.values())[j:]]
+        self.store.give_up(iter(log_hashes))
+        self.plain.given_up.update(log_hashes)
 
     def add_incoming(self, i: int, j: int, stamp: int) -> None:
         """Pages may come twice."""
@@ -188,7 +223,7 @@ def compare(store: Store, plain: PlainLists, origins_: list[Origin], manifests_:
     _compare_live(store, plain, origins_)
     for file_key in {manifest.file_key for manifest in manifests_} | {"no-such-key"}:
         versions = [put for put in plain.puts() if put.manifest.file_key == file_key]
-        shown_last = sorted(versions, key=lambda put: (put.stamp, put.dot))
+        shown_last = sorted(versions, key=lambda put: (put.manifest.is_upload, put.stamp, put.dot))
         assert [content_of(put) for put in store.puts_of(file_key)] == [content_of(put) for put in shown_last]
     incoming = list(store.incoming())
     assert {content_of(op) for op in incoming} == {content_of(op) for op in plain.incoming.values()}
@@ -201,6 +236,13 @@ def _compare_logs(store: Store, plain: PlainLists, origins_: list[Origin]) -> No
     for vv in ({}, plain.vv, plain.floors, {origin: seq - 1 for origin, seq in plain.vv.items()}, {origins_[0]: 2}):
         expected = [op for op in plain.log if op.dot.seq > vv.get(op.dot.origin, 0)]
         assert list(store.log_after(vv)) == expected
+    for origin in origins_:
+        seqs = {dot.seq for dot in plain.log_hashes if dot.origin == origin}
+        for seq in {*range(12), *seqs, *(seq + 1 for seq in seqs)}:
+            assert store.log_hash(Dot(origin, seq)) == plain.log_hash(Dot(origin, seq))
+    assert store.has_given_up() == bool(plain.given_up)
+    for log_hash in {NO_LOG, *plain.log_hashes.values(), *plain.given_up}:
+        assert store.was_given_up(log_hash) == (log_hash in plain.given_up)
 
 
 def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin]) -> None:
@@ -310,7 +352,7 @@ def test_live_ops_may_be_added_while_the_stage_is_listed(store: Store) -> None:
 def test_the_vectors_a_store_hands_out_are_copies(store: Store) -> None:
     origin = Origin("node-1", 1)
     store.advance(origin, 5)
-    store.raise_floor(origin, 3)
+    store.raise_floor(origin, 3, None)
     store.version_vector()[origin] = 99
     store.floors().clear()
     assert store.version_vector() == {origin: 5}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from hypothesis import strategies as st
-from replicas.cluster import NO_LIMIT, START_MS, Cluster, Peer
+from replicas.cluster import NO_LIMIT, START_MS, Cluster, Outcome, Peer
 from replicas.stores import StoreKind
 
 PEERS_MIN, PEERS_MAX = 2, 5
@@ -108,7 +108,8 @@ class Exchange(Step2):
             self._one_way(cluster, other, one)
 
     def _one_way(self, cluster: Cluster, asker: Peer, answerer: Peer) -> None:
-        if cluster.exchange(asker, answerer, self.bytes_max, self.cut) is None and asker.incoming is None:
+        outcome = cluster.exchange(asker, answerer, self.bytes_max, self.cut)
+        if outcome is Outcome.BEHIND and asker.incoming is None:
             cluster.begin_transfer(asker, answerer)
 
 
@@ -276,6 +277,14 @@ class Resume(Step):
 
 
 @dataclass(frozen=True)
+class Fork(Step):
+    nth: int
+
+    def act(self, cluster: Cluster, peer: Peer) -> None:
+        cluster.fork(peer, self.nth)
+
+
+@dataclass(frozen=True)
 class LeaveEpoch(Step):
     """As after a commit that failed nobody knows how."""
 
@@ -374,6 +383,7 @@ TROUBLES = {
     "restarts": (kind(Restart, AT), kind(LeaveEpoch, AT)),
     "backups": (kind(TakeImage, AT), kind(Restore, AT, NTH)),
     "resumed images": (kind(TakeImage, AT), kind(Resume, AT, NTH), kind(Resume, AT, NTH)),
+    "forked logs": (kind(TakeImage, AT), kind(Fork, AT, NTH), kind(Fork, AT, NTH)),
     "lost disks": (kind(LoseDisk, AT),),
     "wrong clocks": (kind(SetClock, AT, SKEWS_MS),),
 }

@@ -274,11 +274,13 @@ def test_a_crash_in_the_middle_of_taking_over_a_whole_state_does_no_harm() -> No
             await delete(world, "node-1", f"k{number}")
         await truncate(world, "node-1")
         for step in range(6):
-            await world.start("node-2")
-            with trio.fail_after(60):
-                while rows(world, "node-2", "SELECT count(*) FROM incoming") == [(0,)]:  # noqa: ASYNC110  (a row, not a task, is waited for)
-                    await trio.sleep(0.0002)
-            await trio.sleep(0.001 * step)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(world.start, "node-2")
+                with trio.fail_after(60):
+                    while rows(world, "node-2", "SELECT count(*) FROM incoming") == [(0,)]:  # noqa: ASYNC110  (a row, not a task, is waited for)
+                        await trio.sleep(0.0002)
+                await trio.sleep(0.001 * step)
+                nursery.cancel_scope.cancel()
             await world.crash("node-2")
             if step == 0:
                 assert rows(world, "node-2", "SELECT count(*) FROM incoming") != [(0,)], "it crashed too late"

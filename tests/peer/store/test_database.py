@@ -27,6 +27,7 @@ from peer.world.disk import SystemDatabaseFile
 from peer.world.env import DatabaseFile, NoSpace, StartError, StoreError, Work
 from peer.world.system import SystemEnv
 from protocol import catalog
+from protocol.forks import Fork
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest
 from protocol.replica import Replica
@@ -239,7 +240,7 @@ def test_a_roll_back_leaves_everything_in_memory_as_it_was(tmp_path: Path) -> No
 
 
 def test_an_epoch_left_in_a_transaction_that_is_rolled_back_is_not_left(tmp_path: Path) -> None:
-    """Otherwise the ops in dispute would stay where they are, and never be written again."""
+    """Otherwise memory and disk would say different things about who wrote what."""
 
     async def body(database: Database) -> None:
         replica = replica_of(database)
@@ -248,12 +249,12 @@ def test_an_epoch_left_in_a_transaction_that_is_rolled_back_is_not_left(tmp_path
         origin = replica.origin
 
         def meets_and_fails() -> None:
-            replica.meet({origin: 9}, NOW_MS)
+            replica.settle({origin: Fork(0, 1)}, NOW_MS)
             raise ZeroDivisionError
 
         await write_all(database, meets_and_fails)
         assert replica.origin == origin
-        await database.write(lambda: replica.meet({origin: 9}, NOW_MS))
+        await database.write(lambda: replica.settle({origin: Fork(0, 1)}, NOW_MS))
         (put,) = database.store.puts_of("disputed")
         assert put.dot.origin == replica.origin != origin
 
@@ -518,7 +519,9 @@ def test_the_writer_syncs_every_commit_and_keeps_foreign_keys(tmp_path: Path) ->
         }
         assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
         with pytest.raises(StoreError, match="FOREIGN KEY"):
-            await database.write(lambda: database.store.connection.execute("INSERT INTO log VALUES (1, 77, 1, x'00')"))
+            await database.write(
+                lambda: database.store.connection.execute("INSERT INTO log VALUES (1, 77, 1, x'00', NULL)")
+            )
 
     run(tmp_path, body)
 
