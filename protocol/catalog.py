@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from protocol.codec import digest_of
-from protocol.forks import Claims
+from protocol.forks import Fingerprints
 from protocol.identity import Dot, VersionVector, covers
 from protocol.ops import Delete, Drop, Hold, LiveOp, Op, Put, needs_of
 from protocol.store import Store
@@ -85,7 +85,7 @@ def end_if_live(store: Store, op: LiveOp | None) -> None:
         end(store, op)
 
 
-def merge_incoming(store: Store, their_vv: VersionVector, claims: Claims) -> None:
+def merge_incoming(store: Store, their_vv: VersionVector, fingerprints: Fingerprints) -> None:
     """Become one with the whole state of another peer, which lies staged, as of its version vector.
 
     A dot lives if it is live on both, or live on one and not covered by the other. Floors rise to what was taken over,
@@ -100,7 +100,7 @@ def merge_incoming(store: Store, their_vv: VersionVector, claims: Claims) -> Non
     for op in store.incoming():
         if not covers(mine, op.dot) and _may_live(store, op):
             make_live(store, op)
-    _cover(store, their_vv, claims)
+    _cover(store, their_vv, fingerprints)
     store.clear_incoming()
 
 
@@ -123,19 +123,19 @@ def unite_incoming(store: Store) -> int:
     return revived
 
 
-def _cover(store: Store, their_vv: VersionVector, claims: Claims) -> None:
+def _cover(store: Store, their_vv: VersionVector, fingerprints: Fingerprints) -> None:
     """Know all that this version vector covers, but for the log of it."""
     floors = store.floors()
     for origin, seq in sorted(their_vv.items()):
         log_hash = store.log_hash(Dot(origin, seq))
         if seq > store.seen(origin):
             store.advance(origin, seq)
-            log_hash = claims.get(Dot(origin, seq))
+            log_hash = fingerprints.get(Dot(origin, seq))
         if seq > floors.get(origin, 0):
             store.raise_floor(origin, seq, log_hash)
 
 
-def adopt_incoming(store: Store, their_vv: VersionVector, claims: Claims) -> None:
+def adopt_incoming(store: Store, their_vv: VersionVector, fingerprints: Fingerprints) -> None:
     """Become exactly what lies staged, another peer's state as of its version vector, whatever the own rows say.
 
     For a peer whose rows are damaged: some are gone, some are not what they were, and none can be told apart. It must
@@ -152,7 +152,7 @@ def adopt_incoming(store: Store, their_vv: VersionVector, claims: Claims) -> Non
             mine = None
         if mine is None and _may_live(store, op):
             make_live(store, op)
-    _cover(store, their_vv, claims)
+    _cover(store, their_vv, fingerprints)
     store.set_state_sum(sum_of_rows(store))
     store.clear_incoming()
 

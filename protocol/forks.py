@@ -3,7 +3,7 @@
 An image of a machine that is resumed writes on under the epoch it had, and so gives dots to ops which the machine had
 given to others. Equal version vectors would hide that, so what is said of a log travels with a running hash of it, as
 in a chain of blocks: whoever finds another hash than its own at the same dot applies nothing of that message. What
-happens then is `Replica.settle`: the owner of the log goes back to where it is like that of the others, and writes
+happens then is `Replica.end_forks`: the owner of the log goes back to where it is like that of the others, and writes
 again, under a new epoch, what they never heard; then whoever had heard of the branch it gave up goes back too.
 """
 
@@ -17,7 +17,7 @@ from protocol.identity import Dot, NodeId, Origin, VersionVector
 from protocol.ops import Op, needs_of
 from protocol.store import Store
 
-Claims = Mapping[Dot, bytes]
+Fingerprints = Mapping[Dot, bytes]
 """Running hashes of logs, each up to and with the op of that dot."""
 
 HashAt = Callable[[Dot], bytes | None]
@@ -26,7 +26,9 @@ OWN_ORIGINS_MAX = 16
 """Of the origins of the peer that is spoken to, the latest so many are compared every time."""
 
 
-def claims_of(hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[Op]) -> Claims:
+def fingerprints_for(
+    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[Op]
+) -> Fingerprints:
     """What to say of our logs to a peer that stands at `their_vv`, with these ops for it.
 
     Of its own logs, for it alone can see to a fork of them; of the logs these ops continue, and of those they name ops
@@ -44,7 +46,7 @@ def claims_of(hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionV
     return _known(hash_at, dots)
 
 
-def claims_of_all(hash_at: HashAt, vv: VersionVector, their_vv: VersionVector) -> Claims:
+def fingerprints_of_all(hash_at: HashAt, vv: VersionVector, their_vv: VersionVector) -> Fingerprints:
     """What to say of our logs to a peer that is to take over our whole state: of each, as far as both know it."""
     return _known(hash_at, [dot for origin in vv for dot in _both_ends(origin, vv, their_vv)])
 
@@ -55,18 +57,18 @@ def _both_ends(origin: Origin, vv: VersionVector, their_vv: VersionVector) -> It
     yield Dot(origin, vv[origin])
 
 
-def _known(hash_at: HashAt, dots: Iterable[Dot]) -> Claims:
+def _known(hash_at: HashAt, dots: Iterable[Dot]) -> Fingerprints:
     found = ((dot, hash_at(dot)) for dot in dots if dot.seq)
     return {dot: log_hash for dot, log_hash in found if log_hash is not None}
 
 
-def disputed(store: Store, claims: Claims, ops: Sequence[Op]) -> dict[Origin, bytes]:
-    """The origins of which another peer's log is not ours, as its claims and its ops show, and a hash of its log.
+def disputed(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> dict[Origin, bytes]:
+    """The origins of which another peer's log is not ours, as its fingerprints and its ops show, and a hash of its log.
 
     What lies below a floor cannot be compared, but for a branch that was given up here.
     """
     found: dict[Origin, bytes] = {}
-    for dot, log_hash in (*claims.items(), *_running(store, claims, ops)):
+    for dot, log_hash in (*fingerprints.items(), *_running(store, fingerprints, ops)):
         if store.was_given_up(log_hash):
             found[dot.origin] = log_hash
         elif store.log_hash(dot) not in (None, log_hash):
@@ -74,7 +76,7 @@ def disputed(store: Store, claims: Claims, ops: Sequence[Op]) -> dict[Origin, by
     return found
 
 
-def _running(store: Store, claims: Claims, ops: Sequence[Op]) -> Iterator[tuple[Dot, bytes]]:
+def _running(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> Iterator[tuple[Dot, bytes]]:
     """The running hash at each op that comes again, or that may be one of a branch which was given up here."""
     running: dict[Origin, bytes | None] = {}
     for op in ops:
@@ -82,17 +84,17 @@ def _running(store: Store, claims: Claims, ops: Sequence[Op]) -> Iterator[tuple[
         if seq > store.seen(origin) and not store.has_given_up():
             continue
         if origin not in running:
-            running[origin] = NO_LOG if seq == 1 else claims.get(Dot(origin, seq - 1))
+            running[origin] = NO_LOG if seq == 1 else fingerprints.get(Dot(origin, seq - 1))
         before = running[origin]
         if before is not None:
             running[origin] = log_hash = next_log_hash(before, encode_op(op))
             yield op.dot, log_hash
 
 
-def is_prefix(store: Store, origin: Origin, claims: Claims) -> bool:
+def is_prefix(store: Store, origin: Origin, fingerprints: Fingerprints) -> bool:
     """Whether another peer, that has more of an origin's log, has all we have of it."""
     last = Dot(origin, store.seen(origin))
-    return last.seq == 0 or claims.get(last, b"") == store.log_hash(last)
+    return last.seq == 0 or fingerprints.get(last, b"") == store.log_hash(last)
 
 
 def is_comparable(store: Store, their_vv: VersionVector, compared: VersionVector) -> bool:

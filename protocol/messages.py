@@ -12,7 +12,7 @@ from enum import Enum
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster
-from protocol.forks import Claims
+from protocol.forks import Fingerprints
 from protocol.identity import SEQ_MAX, Dot, Life, Member, Origin, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
@@ -70,7 +70,7 @@ class ExchangeRequest:
     """Contents of small chunks of the files to hold."""
     behind: bool = False
     """What you lack is no longer in my log: fetch my whole state."""
-    claims: Claims = field(default_factory=dict)
+    fingerprints: Fingerprints = field(default_factory=dict)
     """Of logs we both know; none from a peer of an older version."""
     gave_up: tuple[Origin, ...] = ()
     """Origins of mine of which you follow a branch that I gave up."""
@@ -88,7 +88,7 @@ class ExchangeReply:
     """There are more ops than fit; exchange again."""
     behind: bool
     """What you lack is no longer in my log: fetch my whole state."""
-    claims: Claims = field(default_factory=dict)
+    fingerprints: Fingerprints = field(default_factory=dict)
     gave_up: tuple[Origin, ...] = ()
     disputed: bool = False
     """We do not agree about a log, so I applied nothing."""
@@ -158,7 +158,7 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
             codec.dots_fields(request.hold),
             request.chunks,
             request.behind,
-            _claims_fields(request.claims),
+            _fingerprints_fields(request.fingerprints),
             _origins_fields(request.gave_up),
         ]
     )
@@ -177,7 +177,7 @@ def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
         hold=codec.read_dots(fields[7]),
         chunks=codec.read_each(fields[8], codec.read_bytes),
         behind=codec.read_bool(fields[9]),
-        claims=_read_claims(fields[10]) if len(fields) > 10 else {},
+        fingerprints=_read_fingerprints(fields[10]) if len(fields) > 10 else {},
         gave_up=_read_origins(fields[11]) if len(fields) > 11 else (),
     )
 
@@ -193,7 +193,7 @@ def encode_reply(reply: ExchangeReply) -> bytes:
             reply.ops,
             reply.more,
             reply.behind,
-            _claims_fields(reply.claims),
+            _fingerprints_fields(reply.fingerprints),
             _origins_fields(reply.gave_up),
             reply.disputed,
         ]
@@ -210,7 +210,7 @@ def decode_reply(raw: bytes) -> ExchangeReply:
         ops=codec.read_each(fields[4], codec.read_bytes),
         more=codec.read_bool(fields[5]),
         behind=codec.read_bool(fields[6]),
-        claims=_read_claims(fields[7]) if len(fields) > 7 else {},
+        fingerprints=_read_fingerprints(fields[7]) if len(fields) > 7 else {},
         gave_up=_read_origins(fields[8]) if len(fields) > 8 else (),
         disputed=len(fields) > 9 and codec.read_bool(fields[9]),
     )
@@ -281,14 +281,14 @@ class SnapshotHead:
     state_sum: int
     is_damaged: bool = False
     """Its rows are not what they were: what is missing may not be taken for removed."""
-    claims: Claims = field(default_factory=dict)
+    fingerprints: Fingerprints = field(default_factory=dict)
     """The running hashes of its logs, as of `vv`."""
 
 
 def encode_snapshot_head(head: SnapshotHead) -> bytes:
     """The bytes of the frame a whole state begins with."""
     state_sum = head.state_sum.to_bytes(16, "big")
-    return codec.pack([codec.vv_fields(head.vv), state_sum, head.is_damaged, _claims_fields(head.claims)])
+    return codec.pack([codec.vv_fields(head.vv), state_sum, head.is_damaged, _fingerprints_fields(head.fingerprints)])
 
 
 def decode_snapshot_head(raw: bytes) -> SnapshotHead:
@@ -298,8 +298,8 @@ def decode_snapshot_head(raw: bytes) -> SnapshotHead:
         raise MalformedMessage(f"the head of a whole state has {len(fields)} fields; it needs two")
     state_sum = int.from_bytes(codec.read_bytes(fields[1], 16), "big")
     is_damaged = len(fields) > 2 and codec.read_bool(fields[2])
-    claims = _read_claims(fields[3]) if len(fields) > 3 else {}
-    return SnapshotHead(codec.read_vv(fields[0]), state_sum, is_damaged, claims)
+    fingerprints = _read_fingerprints(fields[3]) if len(fields) > 3 else {}
+    return SnapshotHead(codec.read_vv(fields[0]), state_sum, is_damaged, fingerprints)
 
 
 def encode_log_hashes(first: int, log_hashes: Sequence[bytes]) -> bytes:
@@ -395,16 +395,16 @@ def _read_member(value: object) -> Member:
     )
 
 
-def _claims_fields(claims: Claims) -> list[object]:
-    return [[*codec.dot_fields(dot), log_hash] for dot, log_hash in claims.items()]
+def _fingerprints_fields(fingerprints: Fingerprints) -> list[object]:
+    return [[*codec.dot_fields(dot), log_hash] for dot, log_hash in fingerprints.items()]
 
 
-def _read_claims(value: object) -> Claims:
-    claims: dict[Dot, bytes] = {}
+def _read_fingerprints(value: object) -> Fingerprints:
+    fingerprints: dict[Dot, bytes] = {}
     for item in codec.read_list(value):
         node_id, epoch, seq, log_hash = codec.read_list(item, 4)
-        claims[codec.read_dot([node_id, epoch, seq])] = codec.read_bytes(log_hash, codec.LOG_HASH_BYTES)
-    return claims
+        fingerprints[codec.read_dot([node_id, epoch, seq])] = codec.read_bytes(log_hash, codec.LOG_HASH_BYTES)
+    return fingerprints
 
 
 def _origins_fields(origins: tuple[Origin, ...]) -> list[object]:

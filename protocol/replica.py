@@ -14,7 +14,7 @@ from typing import TypeVar
 from protocol import catalog, forks
 from protocol.catalog import Verdict
 from protocol.codec import encode_op, root_of
-from protocol.forks import Claims
+from protocol.forks import Fingerprints
 from protocol.identity import (
     EPOCH_BITS,
     Dot,
@@ -26,8 +26,8 @@ from protocol.identity import (
     covers_all,
 )
 from protocol.ops import Delete, Drop, Hold, Manifest, Op, Put, needs_of
-from protocol.settling import Forks, Undone, mark_of
 from protocol.store import Store
+from protocol.undoing import Forks, Undone, mark_of
 
 DROP_DOTS_MAX = 20_000
 """Holds taken back in one op: with the longest names that is about a quarter of what an op may have."""
@@ -153,19 +153,19 @@ class Replica:
 
     # --- exchanging logs ---
 
-    def hear(self, their_vv: VersionVector, claims: Claims, ops: Iterable[Op], wall_ms: int) -> Heard:
+    def hear(self, their_vv: VersionVector, fingerprints: Fingerprints, ops: Iterable[Op], wall_ms: int) -> Heard:
         """Apply what a peer with this version vector sent, in its order, up to the first op whose time has not come.
 
-        Nothing of it when its logs are not ours, as its claims show or the ops themselves. One that has heard more from
-        our present epoch than we remember to have written shows that this process is an older image of itself, resumed:
-        its dots may be taken by ops it forgot, so it leaves the epoch, and disputes it unless all it has is what others
-        have of it too.
+        Nothing of it when its logs are not ours, as its fingerprints show or the ops themselves. One that has heard
+        more from our present epoch than we remember to have written shows that this process is an older image of
+        itself, resumed: its dots may be taken by ops it forgot, so it leaves the epoch, and disputes it unless all it
+        has is what others have of it too.
         """
         ops = list(ops)
-        disputed = forks.disputed(self.store, claims, ops)
+        disputed = forks.disputed(self.store, fingerprints, ops)
         known = max([their_vv.get(self.origin, 0), *self._own_seqs(ops)])
         if known > self.store.seen(self.origin):
-            if not forks.is_prefix(self.store, self.origin, claims):
+            if not forks.is_prefix(self.store, self.origin, fingerprints):
                 disputed.setdefault(self.origin, b"")
             self.leave_epoch()
         if disputed:
@@ -230,36 +230,38 @@ class Replica:
 
     # --- exchanging whole states ---
 
-    def merge_incoming(self, their_vv: VersionVector, claims: Claims, compared: VersionVector, wall_ms: int) -> Heard:
+    def merge_incoming(
+        self, their_vv: VersionVector, fingerprints: Fingerprints, compared: VersionVector, wall_ms: int
+    ) -> Heard:
         """Take over the staged state of another peer, complete and as of `their_vv`; nothing if its logs are not ours.
 
-        Its claims are about our logs as they stood at `compared`, and about its own now: where this peer has heard more
+        Its fingerprints are of our logs as they stood at `compared`, and of its own now: where this peer has heard more
         since, and yet less than the other, nobody knows whether they are alike, and nothing is taken over either.
         """
-        heard = self.hear(their_vv, claims, (), wall_ms)
+        heard = self.hear(their_vv, fingerprints, (), wall_ms)
         if heard.disputed or not forks.is_comparable(self.store, their_vv, compared):
             self.store.clear_incoming()
             return heard
         for op in self.store.incoming():
             self.clock.observe(op.stamp, wall_ms)
-        catalog.merge_incoming(self.store, their_vv, claims)
+        catalog.merge_incoming(self.store, their_vv, fingerprints)
         return heard
 
-    def adopt_incoming(self, their_vv: VersionVector, claims: Claims) -> bool:
+    def adopt_incoming(self, their_vv: VersionVector, fingerprints: Fingerprints) -> bool:
         """Take over the staged state of another peer in place of the own one, whose rows are damaged.
 
         What the own log has beyond it is applied again, in its order and under its dots, for others may have heard it.
         This peer writes under a new epoch from now on. False, and nothing happens, when that peer lacks what this one
         has truncated, which is not in the log any more, or has other logs than this one.
         """
-        if not covers_all(their_vv, self.store.floors()) or forks.disputed(self.store, claims, ()):
+        if not covers_all(their_vv, self.store.floors()) or forks.disputed(self.store, fingerprints, ()):
             self.store.clear_incoming()
             return False
         beyond = list(self.store.log_after(their_vv))
         for origin, seq in self.store.version_vector().items():
             if seq > their_vv.get(origin, 0):
                 self.store.rewind(origin, their_vv.get(origin, 0))
-        catalog.adopt_incoming(self.store, their_vv, claims)
+        catalog.adopt_incoming(self.store, their_vv, fingerprints)
         self.leave_epoch()
         for op in beyond:
             verdict = catalog.apply(self.store, op)
@@ -268,7 +270,7 @@ class Replica:
 
     # --- forks ---
 
-    def settle(self, forks: Forks, wall_ms: int) -> int:
+    def end_forks(self, forks: Forks, wall_ms: int) -> int:
         """Follow the others' logs of these origins, where they are not ours any more.
 
         What this peer had heard behind that is taken back, and the owner of such a log writes it again under a new

@@ -41,7 +41,7 @@ WORKER = "tests/peer/test_worker.py"
 
 CATALOG_FILE = "protocol/catalog.py"
 FORKS_FILE = "protocol/forks.py"
-SETTLING_FILE = "protocol/settling.py"
+UNDOING_FILE = "protocol/undoing.py"
 REPLICA_FILE = "protocol/replica.py"
 OPS_FILE = "protocol/ops.py"
 CODEC_FILE = "protocol/codec.py"
@@ -219,7 +219,7 @@ MUTANTS = (
     # --- forked logs (rule 7) ---
     Mutant(
         "forks-not-noticed",
-        "What another peer claims of a log is not compared with ours.",
+        "What another peer says of a log is not compared with ours.",
         FORKS_FILE,
         "        elif store.log_hash(dot) not in (None, log_hash):",
         "        elif False:",
@@ -237,7 +237,7 @@ MUTANTS = (
         "image-behind-its-own-log-trusts-it",
         "A resumed image goes on from what others have of its log, though it wrote something else there.",
         FORKS_FILE,
-        '    return last.seq == 0 or claims.get(last, b"") == store.log_hash(last)',
+        '    return last.seq == 0 or fingerprints.get(last, b"") == store.log_hash(last)',
         "    return True",
         (FORKS,),
     ),
@@ -252,7 +252,7 @@ MUTANTS = (
     Mutant(
         "disputed-dots-not-given-back",
         "A peer at a fork keeps the dots that name two ops.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "                store.rewind(origin, seq)",
         "                pass",
         (FORKS,),
@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "disputed-rows-stay",
         "A peer at a fork keeps the rows of the dots it gave back.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "        catalog.end_if_live(self._store, live)",
         "        pass",
         (FORKS,),
@@ -268,14 +268,14 @@ MUTANTS = (
     Mutant(
         "disputed-names-kept",
         "What is written again under a new name still refers to the old names.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "        return dot.seq > self._stands.get(dot.origin, dot.seq)",
         "        return dot.origin in self._disputed and dot.seq > self._stands[dot.origin]",
     ),
     Mutant(
         "written-again-drop-forgets-what-stands",
         "A drop of everything that is written again spares the holds before the fork.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "            if kept:",
         "            if kept == seq:",
         (FORKS,),
@@ -283,7 +283,7 @@ MUTANTS = (
     Mutant(
         "what-was-removed-is-written-again",
         "An upload that others removed before a fork was found comes back with it.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "                case Put() if op.dot in self._was_live and self._is_ours(op):",
         "                case Put() if self._is_ours(op):",
         (FORKS,),
@@ -291,7 +291,7 @@ MUTANTS = (
     Mutant(
         "removals-on-a-branch-forgotten",
         "What a third peer removed on a branch that was given up comes back when its owner writes it again.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "        self._store.give_up([mark_of(manifest)])",
         "        pass",
         (FORKS,),
@@ -299,7 +299,7 @@ MUTANTS = (
     Mutant(
         "everybody-writes-a-log-again",
         "Whoever followed a branch that was given up writes it again too, so that its files are there twice.",
-        SETTLING_FILE,
+        UNDOING_FILE,
         "        return op.dot.origin.node_id == self._me or op.dot.origin not in self._disputed",
         "        return True",
         (FORKS,),
@@ -400,8 +400,8 @@ MUTANTS = (
         "incoming-not-cleared",
         "What came in for a merge is still there for the next.",
         CATALOG_FILE,
-        "    _cover(store, their_vv, claims)\n    store.clear_incoming()\n\n\ndef unite",
-        "    _cover(store, their_vv, claims)\n\n\ndef unite",
+        "    _cover(store, their_vv, fingerprints)\n    store.clear_incoming()\n\n\ndef unite",
+        "    _cover(store, their_vv, fingerprints)\n\n\ndef unite",
     ),
     # --- disagreement (rule 6) ---
     Mutant(

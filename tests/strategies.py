@@ -34,7 +34,7 @@ DOTS = st.builds(Dot, ORIGINS, st.integers(1, SEQ_MAX))
 VECTORS = st.dictionaries(ORIGINS, st.integers(1, SEQ_MAX), max_size=5)
 SUMS = st.integers(0, (1 << 128) - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-CLAIMS = st.dictionaries(DOTS, st.binary(min_size=LOG_HASH_BYTES, max_size=LOG_HASH_BYTES), max_size=5)
+FINGERPRINTS = st.dictionaries(DOTS, st.binary(min_size=LOG_HASH_BYTES, max_size=LOG_HASH_BYTES), max_size=5)
 GAVE_UP = st.lists(ORIGINS, max_size=3).map(tuple)
 MEMBERS = st.builds(
     Member,
@@ -59,7 +59,7 @@ REQUESTS = st.builds(
     hold=st.lists(DOTS, max_size=5).map(tuple),
     chunks=BLOBS,
     behind=st.booleans(),
-    claims=CLAIMS,
+    fingerprints=FINGERPRINTS,
     gave_up=GAVE_UP,
 )
 REPLIES = st.builds(
@@ -70,7 +70,7 @@ REPLIES = st.builds(
     ops=BLOBS,
     more=st.booleans(),
     behind=st.booleans(),
-    claims=CLAIMS,
+    fingerprints=FINGERPRINTS,
     gave_up=GAVE_UP,
     disputed=st.booleans(),
 )

@@ -22,7 +22,7 @@ from peer.store.rows import ChunkRow
 from peer.world.env import Env, StoreError, Work
 from protocol.codec import decode_op
 from protocol.errors import MalformedMessage
-from protocol.forks import claims_of, claims_of_all
+from protocol.forks import fingerprints_for, fingerprints_of_all
 from protocol.identity import Member
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Chunk, Op, Put
@@ -165,7 +165,7 @@ class Answering:
     ) -> _Answered:
         """The transaction of an answer; its suffix brings the new holds along."""
         here, store = self._here, self._here.database.store
-        heard = here.hear(request.vv, request.claims, ops)
+        heard = here.hear(request.vv, request.fingerprints, ops)
         if heard.disputed:
             refused = self._reply(members, request, None, heard)
             return _Answered(refused, [], 0, declare=False, disagrees=False, heard=heard)
@@ -187,9 +187,9 @@ class Answering:
         vv, behind = store.version_vector(), suffix is None and not heard.disputed
         ops = suffix.ops if suffix else ()
         if behind:
-            claims = claims_of_all(store.log_hash, vv, request.vv)
+            fingerprints = fingerprints_of_all(store.log_hash, vv, request.vv)
         else:
-            claims = claims_of(store.log_hash, request.sender.node_id, vv, request.vv, map(decode_op, ops))
+            fingerprints = fingerprints_for(store.log_hash, request.sender.node_id, vv, request.vv, map(decode_op, ops))
         return ExchangeReply(
             members=members,
             vv=vv,
@@ -197,7 +197,7 @@ class Answering:
             ops=ops,
             more=suffix.more if suffix else False,
             behind=behind,
-            claims=claims,
+            fingerprints=fingerprints,
             gave_up=heard.given_up,
             disputed=bool(heard.disputed),
         )

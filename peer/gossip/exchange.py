@@ -27,7 +27,7 @@ from peer.worker import Worker
 from peer.world.env import Env, StoreError
 from protocol.codec import decode_op
 from protocol.errors import MalformedMessage
-from protocol.forks import Claims, claims_of
+from protocol.forks import Fingerprints, fingerprints_for
 from protocol.identity import Dot, Member, NodeId, Origin, VersionVector, covers, covers_all
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Op
@@ -85,7 +85,7 @@ class Exchanger(Worker):
     ) -> None:
         super().__init__()
         self._forks = forks
-        forks.on_settled = self._exchange_soon
+        forks.on_ended = self._exchange_soon
         self._keeper = keeper
         self._env = env
         self._config = config
@@ -269,7 +269,7 @@ class Link:
             self._is_stuck = True
         if reply.ops and self._here.database.committed.version_vector == request.vv:
             log.error("%s has lost rows of its log: taking its whole state instead of what is left", self.node_id)
-            await self._whole_states.fetch(self.node_id, Reason.BEHIND, reply.claims, request.vv)
+            await self._whole_states.fetch(self.node_id, Reason.BEHIND, reply.fingerprints, request.vv)
             return True
         return False
 
@@ -290,19 +290,19 @@ class Link:
             hold=tuple(asked),
             chunks=tuple(contents),
             behind=suffix is None,
-            claims=self._claims(committed.version_vector, suffix.ops if suffix else ()),
+            fingerprints=self._fingerprints(committed.version_vector, suffix.ops if suffix else ()),
             gave_up=self._gave_up,
         )
         left = hold[len(asked) :] if suffix is not None else []
         return request, left, suffix.more if suffix else False
 
-    def _claims(self, vv: VersionVector, ops: Sequence[bytes]) -> Claims:
+    def _fingerprints(self, vv: VersionVector, ops: Sequence[bytes]) -> Fingerprints:
         """What is said of our logs along with these ops."""
         theirs = vv if self.known_vv is None else self.known_vv
         decoded = [decode_op(raw) for raw in ops]
 
-        def look(connection: sqlite3.Connection) -> Claims:
-            return claims_of(partial(find_log_hash, connection), self.node_id, vv, theirs, decoded)
+        def look(connection: sqlite3.Connection) -> Fingerprints:
+            return fingerprints_for(partial(find_log_hash, connection), self.node_id, vv, theirs, decoded)
 
         return self._here.database.look_up(look)
 
@@ -349,7 +349,7 @@ class Link:
         if self._here.is_damaged:
             self._whole_states.fetch_soon(self.node_id, Reason.DAMAGE)
         elif reply.behind:
-            await self._whole_states.fetch(self.node_id, Reason.BEHIND, reply.claims, request.vv)
+            await self._whole_states.fetch(self.node_id, Reason.BEHIND, reply.fingerprints, request.vv)
         elif disagrees:
             await self._whole_states.fetch(self.node_id, Reason.DISAGREEMENT)
         elif heard.my_drops:
@@ -362,10 +362,10 @@ class Link:
             # It has to be told, and that was not in this request.
             self._gave_up = heard.given_up
             self._wanted.set()
-        raise PeerUnreachable(f"{self.node_id} does not agree with this peer about a log; that is being settled")
+        raise PeerUnreachable(f"{self.node_id} does not agree with this peer about a log; that is being seen to")
 
     def _hear(self, reply: ExchangeReply, ops: Sequence[Op]) -> tuple[Heard, bool]:
         """A step: apply a reply's ops, and see whether two that know the same disagree."""
-        heard = self._here.hear(reply.vv, reply.claims, ops)
+        heard = self._here.hear(reply.vv, reply.fingerprints, ops)
         disagrees = not heard.disputed and self._here.replica.disagrees(reply.vv, reply.state_sum)
         return heard, disagrees

@@ -1,4 +1,4 @@
-"""Ends forks of logs: found while exchanging, settled here one after the other.
+"""Ends forks of logs: found while exchanging, and ended here one after the other.
 
 See `protocol/forks.py` for what a fork is. Who owns a log goes back to where it is like that of the others, and writes
 again what they lack; who followed a branch that its owner gave up, and is told so by it, goes back too. All others
@@ -35,9 +35,9 @@ class Forks(Worker):
         self._others = others
         self._pending: dict[Origin, NodeId] = {}
         self._told: set[tuple[NodeId, Origin]] = set()
-        self.on_settled: Callable[[NodeId], None] = _no_one
+        self.on_ended: Callable[[NodeId], None] = _no_one
         """Called with the peer this one agrees with again."""
-        self.settled = 0
+        self.ended = 0
 
     def backlog(self) -> int:
         return len(self._pending)
@@ -61,20 +61,20 @@ class Forks(Worker):
             origin, node_id = next(iter(self._pending.items()))
             del self._pending[origin]
             try:
-                await self._settle(origin, node_id)
+                await self._end(origin, node_id)
             except PeerUnreachable as error:
                 log.warning("%s; the next exchange with it tries again", error)
 
-    async def _settle(self, origin: Origin, node_id: NodeId) -> None:
+    async def _end(self, origin: Origin, node_id: NodeId) -> None:
         """Bring this peer's log of an origin in line with another one's. Raises PeerUnreachable, StoreError."""
         peer = self._others.membership.member(node_id)
         last = self._here.database.committed.version_vector.get(origin, 0)
         if peer is None or not last:
             return
         first, log_hashes = await self._others.client.log_hashes(peer, Dot(origin, last))
-        undone = await self._here.database.write(lambda: self._here.settle(origin, first, log_hashes))
+        undone = await self._here.database.write(lambda: self._here.end_fork(origin, first, log_hashes))
         self._here.has_pinned = True
-        self.settled += 1
+        self.ended += 1
         self._told.discard((node_id, origin))
         log.warning(
             "the log of %s:%x is that of %s again; %d ops were taken back, and written again where they were ours",
@@ -86,7 +86,7 @@ class Forks(Worker):
         if origin.node_id == self._here.me:
             await self.exchanged(node_id)
         self._here.news.tell()
-        self.on_settled(node_id)
+        self.on_ended(node_id)
 
     async def exchanged(self, node_id: NodeId) -> None:
         """After an exchange: what came back under new names is there, so content that nothing needs may go.

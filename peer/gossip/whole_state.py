@@ -20,7 +20,7 @@ from peer.world.env import Env, StoreError, Work
 from protocol import catalog, messages
 from protocol.codec import encode_op
 from protocol.errors import MalformedMessage
-from protocol.forks import Claims, claims_of_all, disputed
+from protocol.forks import Fingerprints, disputed, fingerprints_of_all
 from protocol.identity import Member, NodeId, VersionVector
 from protocol.ops import LiveOp
 
@@ -93,8 +93,8 @@ class WholeStates:
         """
         pinned = await self._here.database.pin()
         try:
-            vv, state_sum, claims = await self._env.run_blocking(Work.DATABASE_READ, _head, pinned)
-            head = messages.SnapshotHead(vv, state_sum, self._here.is_damaged, claims)
+            vv, state_sum, fingerprints = await self._env.run_blocking(Work.DATABASE_READ, _head, pinned)
+            head = messages.SnapshotHead(vv, state_sum, self._here.is_damaged, fingerprints)
             yield frame(messages.encode_snapshot_head(head))
             ops = live_ops(pinned)
             while page := await self._env.run_blocking(Work.DATABASE_READ, _next_page, ops):
@@ -104,11 +104,16 @@ class WholeStates:
             await self._here.database.unpin(pinned)
 
     async def fetch(
-        self, node_id: NodeId, reason: Reason, claims: Claims | None = None, compared: VersionVector | None = None
+        self,
+        node_id: NodeId,
+        reason: Reason,
+        fingerprints: Fingerprints | None = None,
+        compared: VersionVector | None = None,
     ) -> None:
         """Take over the whole state of a peer: become one with it, or, after a disagreement, add what it has.
 
-        `claims` are those it made of its logs when this peer stood at `compared`. Raises PeerUnreachable, StoreError.
+        `fingerprints` are those of its logs it told when this peer stood at `compared`. Raises PeerUnreachable,
+        StoreError.
         """
         peer = self._others.membership.member(node_id)
         if peer is None:
@@ -118,7 +123,7 @@ class WholeStates:
                 return
             head = await self._stage(peer, frames, reason)
             merges: dict[Reason, Callable[[NodeId, messages.SnapshotHead], bool]] = {
-                Reason.BEHIND: partial(self._merge, claims or {}, compared or {}),
+                Reason.BEHIND: partial(self._merge, fingerprints or {}, compared or {}),
                 Reason.DISAGREEMENT: self._unite,
                 Reason.DAMAGE: self._adopt,
             }
@@ -146,11 +151,13 @@ class WholeStates:
             raise PeerUnreachable(f"{peer.node_id} sent a whole state that is none: {error}") from None
         raise PeerUnreachable(f"{peer.node_id} broke off its whole state")
 
-    def _merge(self, claims: Claims, compared: VersionVector, node_id: NodeId, head: messages.SnapshotHead) -> bool:
+    def _merge(
+        self, fingerprints: Fingerprints, compared: VersionVector, node_id: NodeId, head: messages.SnapshotHead
+    ) -> bool:
         """A step: merge what is staged, if it is whole, and take back what this peer is said to hold and does not."""
         replica, store = self._here.replica, self._here.database.store
         if self._is_whole(node_id, head):
-            replica.merge_incoming(head.vv, {**claims, **head.claims}, compared, self._here.wall_ms())
+            replica.merge_incoming(head.vv, {**fingerprints, **head.fingerprints}, compared, self._here.wall_ms())
             replica.drop_unbacked(store.is_held, self._here.wall_ms())
         return self._here.is_damaged
 
@@ -165,7 +172,7 @@ class WholeStates:
 
     def _adopt(self, node_id: NodeId, head: messages.SnapshotHead) -> bool:
         """A step: put what is staged, if it is whole, in place of damaged rows; True while they are damaged."""
-        if not self._is_whole(node_id, head) or not self._here.adopt(head.vv, head.claims):
+        if not self._is_whole(node_id, head) or not self._here.adopt(head.vv, head.fingerprints):
             return True
         log.warning("the state of %s has taken the place of damaged rows; all content is verified again", node_id)
         return False
@@ -178,7 +185,7 @@ class WholeStates:
         """
         replica, store = self._here.replica, self._here.database.store
         is_damaged = self._here.is_damaged
-        if store.version_vector() == head.vv and not disputed(store, head.claims, ()):
+        if store.version_vector() == head.vv and not disputed(store, head.fingerprints, ()):
             self.disagreements += 1
             log.error("the state of %s differs at equal version vectors: a bug or bit rot; keeping both", node_id)
             if catalog.sum_of_rows(store) != store.state_sum():
@@ -190,11 +197,11 @@ class WholeStates:
         return is_damaged
 
 
-def _head(pinned: sqlite3.Connection) -> tuple[VersionVector, int, Claims]:
+def _head(pinned: sqlite3.Connection) -> tuple[VersionVector, int, Fingerprints]:
     """Version vector, sum and what is said of the logs, of the moment a connection is pinned to."""
     with translated_errors():
         vv, state_sum = vv_and_sum(pinned)
-        return vv, state_sum, claims_of_all(partial(find_log_hash, pinned), vv, {})
+        return vv, state_sum, fingerprints_of_all(partial(find_log_hash, pinned), vv, {})
 
 
 def _next_page(ops: Iterator[LiveOp]) -> list[bytes]:

@@ -21,7 +21,7 @@ from peer.store.rows import ChunkRow
 from peer.store.space import Space
 from peer.tasks import News
 from peer.world.env import Clock
-from protocol.forks import Claims, find_fork
+from protocol.forks import Fingerprints, find_fork
 from protocol.identity import Dot, NodeId, Origin, VersionVector
 from protocol.ops import Chunk, Op, Put
 from protocol.replica import Heard, Replica
@@ -55,7 +55,7 @@ class Holding:
         self.is_damaged = False
         """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
         self.has_pinned = False
-        """Content is kept that may be needed again, see `settle`."""
+        """Content is kept that may be needed again, see `end_fork`."""
         self.news = News()
         """Told when the catalog has changed."""
 
@@ -88,14 +88,14 @@ class Holding:
         """A step: from now on, and after each start, this peer is out for the whole state of another one."""
         set_meta_value(self.database.store.connection, DAMAGED, 1)
 
-    def adopt(self, their_vv: VersionVector, claims: Claims) -> bool:
+    def adopt(self, their_vv: VersionVector, fingerprints: Fingerprints) -> bool:
         """A step: take over what lies staged in place of damaged rows; content stays, and is declared anew.
 
         False when that is not possible, see `Replica.adopt_incoming`.
         """
         store = self.database.store
         store.pin_contents()
-        adopted = self.replica.adopt_incoming(their_vv, claims)
+        adopted = self.replica.adopt_incoming(their_vv, fingerprints)
         store.recount_contents()
         self.replica.drop_unbacked(store.is_held, self.wall_ms())
         if adopted:
@@ -104,8 +104,8 @@ class Holding:
 
     # --- forked logs ---
 
-    def settle(self, origin: Origin, first: int, log_hashes: Sequence[bytes]) -> int:
-        """A step: go back to where our log of an origin is the one with these running hashes, see `Replica.settle`.
+    def end_fork(self, origin: Origin, first: int, log_hashes: Sequence[bytes]) -> int:
+        """A step: go back to where our log of an origin is the one with these running hashes, see `Replica.end_forks`.
 
         All content stays until `unpin`: what it is part of may come back under another name. Returns how many ops were
         taken back.
@@ -113,7 +113,7 @@ class Holding:
         store = self.database.store
         store.pin_contents()
         set_meta_value(store.connection, PINNED, 1)
-        return self.replica.settle({origin: find_fork(store, origin, first, log_hashes)}, self.wall_ms())
+        return self.replica.end_forks({origin: find_fork(store, origin, first, log_hashes)}, self.wall_ms())
 
     def unpin(self) -> None:
         """A step: let go of content that no file needs, and take back holds this disk does not back."""
@@ -154,9 +154,9 @@ class Holding:
 
     # --- steps ---
 
-    def hear(self, their_vv: VersionVector, claims: Claims, ops: Sequence[Op]) -> Heard:
+    def hear(self, their_vv: VersionVector, fingerprints: Fingerprints, ops: Sequence[Op]) -> Heard:
         """A step: apply a peer's ops; a hold of ours that this disk does not back is taken back at once."""
-        heard = self.replica.hear(their_vv, claims, ops, self.wall_ms())
+        heard = self.replica.hear(their_vv, fingerprints, ops, self.wall_ms())
         unbacked = [hold for hold in heard.my_holds if not self.database.store.is_held(hold.put)]
         self.replica.drop(unbacked, self.wall_ms())
         return heard

@@ -159,8 +159,8 @@ def test_values_nested_without_end_are_malformed(depth: int, opening: bytes) -> 
 @pytest.mark.parametrize(
     "raw",
     [
-        pytest.param(b"\xdd\xff\xff\xff\xff", id="a list that claims four thousand million values"),
-        pytest.param(b"\xdf\xff\xff\xff\xff", id="a map that claims as many"),
+        pytest.param(b"\xdd\xff\xff\xff\xff", id="a list that fingerprints four thousand million values"),
+        pytest.param(b"\xdf\xff\xff\xff\xff", id="a map that fingerprints as many"),
         pytest.param(b"\xc6\xff\xff\xff\xff", id="bytes that claim four gigabytes"),
         pytest.param(b"\x81\x90\x00", id="a list as a key"),
         pytest.param(b"\x81\x01\x02", id="a number as a key"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from replicas.cluster import served_hashes
 
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
-from protocol.forks import Fork, claims_of, find_fork
+from protocol.forks import Fork, find_fork, fingerprints_for
 from protocol.identity import Dot, NodeId, Origin, Stamp
 from protocol.ops import Delete, Drop, Hold, Manifest, Put
 from protocol.replica import Heard, Replica
@@ -49,11 +49,11 @@ def tell(teller: Replica, hearer: Replica) -> Heard:
     suffix = teller.suffix(theirs, NO_LIMIT)
     assert suffix is not None
     ops = [decode_op(raw) for raw in suffix.ops]
-    return hearer.hear(vv, claims_of(teller.store.log_hash, hearer.me, vv, theirs, ops), ops, NOW)
+    return hearer.hear(vv, fingerprints_for(teller.store.log_hash, hearer.me, vv, theirs, ops), ops, NOW)
 
 
-def settle(who: Replica, other: Replica, origin: Origin) -> None:
-    who.settle({origin: find_fork(who.store, origin, *served_hashes(other.store, origin))}, NOW)
+def end_fork(who: Replica, other: Replica, origin: Origin) -> None:
+    who.end_forks({origin: find_fork(who.store, origin, *served_hashes(other.store, origin))}, NOW)
 
 
 def keys(who: Replica) -> list[str]:
@@ -95,9 +95,9 @@ def test_a_resumed_image_does_not_go_on_from_a_log_whose_beginning_is_lost() -> 
     told.truncate(told.store.version_vector())
     image.put(manifest("other"), NOW)
     origin, vv = image.origin, told.store.version_vector()
-    claims = claims_of(told.store.log_hash, image.me, vv, image.store.version_vector(), ())
-    assert image.hear(vv, claims, (), NOW).disputed == (origin,)
-    settle(image, told, origin)
+    fingerprints = fingerprints_for(told.store.log_hash, image.me, vv, image.store.version_vector(), ())
+    assert image.hear(vv, fingerprints, (), NOW).disputed == (origin,)
+    end_fork(image, told, origin)
     assert keys(image) == ["common", "other"]
     assert image.store.seen(origin) == 0
 
@@ -120,7 +120,7 @@ def test_the_owner_goes_back_and_writes_again_what_the_others_never_heard() -> N
     image, told, _ = forked()
     origin = image.origin
     tell(told, image)
-    settle(image, told, origin)
+    end_fork(image, told, origin)
     assert image.store.seen(origin) == 1
     assert tell(told, image).applied == 1
     assert not tell(image, told).disputed
@@ -132,9 +132,9 @@ def test_who_followed_the_branch_that_was_given_up_goes_back_and_hears_it_under_
     image, told, misled = forked()
     origin = image.origin
     tell(told, image)
-    settle(image, told, origin)
+    end_fork(image, told, origin)
     assert tell(misled, image).given_up == (origin,)
-    settle(misled, image, origin)
+    end_fork(misled, image, origin)
     for _ in range(2):
         for one in (image, told, misled):
             for other in (image, told, misled):
@@ -158,7 +158,7 @@ def test_what_others_wrote_about_ops_that_were_given_up_is_about_their_new_names
     misled.put(manifest("unrelated"), NOW)
     tell(misled, image)
     tell(told, image)
-    settle(image, told, origin)
+    end_fork(image, told, origin)
     tell(told, image)
     tell(image, told)
     assert keys(told) == ["common", "later", "true", "unrelated"]
@@ -168,11 +168,11 @@ def test_an_upload_that_was_removed_before_its_owner_wrote_it_again_is_removed_a
     image, told, misled = forked()
     origin = image.origin
     tell(told, image)
-    settle(image, told, origin)
+    end_fork(image, told, origin)
     tell(told, image)
     misled.delete("other", NOW)
     assert tell(misled, image).given_up == (origin,)
-    settle(misled, image, origin)
+    end_fork(misled, image, origin)
     tell(image, misled)
     tell(misled, image)
     assert keys(misled) == keys(image) == ["common", "later", "true"]
@@ -185,7 +185,7 @@ def test_what_is_written_again_refers_to_the_new_names() -> None:
     lost = me.hold(me.put(manifest("b", 1), NOW).dot, NOW)
     me.delete("a", NOW)
     me.drop_all(NOW)
-    me.settle({me.origin: Fork(1, 2)}, NOW)
+    me.end_forks({me.origin: Fork(1, 2)}, NOW)
     (again, gone, drop) = me.store.log_after({first.dot.origin: 1})
     assert lost is not None
     assert isinstance(again, Put)
@@ -201,7 +201,7 @@ def test_a_drop_that_is_written_again_still_reaches_the_holds_that_stand() -> No
     assert hold is not None
     tell(me, other)
     me.drop_all(NOW)
-    me.settle({me.origin: Fork(hold.dot.seq, hold.dot.seq + 1)}, NOW)
+    me.end_forks({me.origin: Fork(hold.dot.seq, hold.dot.seq + 1)}, NOW)
     (drop,) = me.store.log_after({hold.dot.origin: hold.dot.seq})
     assert isinstance(drop, Drop)
     assert drop.up_to == (hold.dot,)
@@ -213,7 +213,7 @@ def test_a_hold_of_a_put_that_was_given_up_ends_and_is_not_written_again() -> No
     me = replica("p")
     hold = me.hold(me.put(manifest("a"), NOW).dot, NOW)
     assert hold is not None
-    me.settle({hold.dot.origin: Fork(0, 1)}, NOW)
+    me.end_forks({hold.dot.origin: Fork(0, 1)}, NOW)
     (put,) = me.store.log_after({})
     assert isinstance(put, Put)
     assert not list(me.store.holds_by(me.me))
@@ -223,9 +223,9 @@ def test_a_whole_state_of_another_branch_is_not_taken_over() -> None:
     image, told, _ = forked()
     told.put(manifest("unrelated"), NOW)
     vv = told.store.version_vector()
-    claims = {Dot(origin, seq): told.store.log_hash(Dot(origin, seq)) or b"" for origin, seq in vv.items()}
+    fingerprints = {Dot(origin, seq): told.store.log_hash(Dot(origin, seq)) or b"" for origin, seq in vv.items()}
     image.store.add_incoming(told.store.live())
-    assert image.merge_incoming(vv, claims, image.store.version_vector(), NOW).disputed
+    assert image.merge_incoming(vv, fingerprints, image.store.version_vector(), NOW).disputed
     assert keys(image) == ["common", "later", "other"]
     assert not list(image.store.incoming())
 
@@ -248,8 +248,8 @@ def test_an_op_that_names_one_of_another_branch_is_not_heard_even_by_who_has_bot
     _, told, misled = forked()
     origin = next(iter(told.store.version_vector()))
     hold = Hold(Dot(Origin(misled.me, 1), 1), Stamp(0), Dot(origin, 2))
-    claims = claims_of(misled.store.log_hash, told.me, {}, {}, [hold])
-    assert told.hear({}, claims, [hold], NOW).disputed == (origin,)
+    fingerprints = fingerprints_for(misled.store.log_hash, told.me, {}, {}, [hold])
+    assert told.hear({}, fingerprints, [hold], NOW).disputed == (origin,)
     assert not told.store.holds_by(misled.me)
 
 

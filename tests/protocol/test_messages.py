@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
     ATTEMPTS,
-    CLAIMS,
     CLUSTER,
     COUNTS,
     DATAGRAMS,
     DOTS,
+    FINGERPRINTS,
     JUNK,
     MANY_MEMBERS,
     MEMBERS,
@@ -31,7 +31,7 @@ from strategies import (
 from protocol import messages
 from protocol.codec import FILE_KEY_PATTERN, MS_MAX, SIZE_MAX, encode_op
 from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
-from protocol.forks import Claims
+from protocol.forks import Fingerprints
 from protocol.identity import (
     NODE_ID_PATTERN,
     SEQ_MAX,
@@ -148,13 +148,13 @@ def test_more_hashes_than_are_looked_up_at_a_time_are_refused() -> None:
         messages.decode_hashes(messages.encode_hashes([*most, bytes(32)]))
 
 
-@given(DOTS, VECTORS, SUMS, CLAIMS)
+@given(DOTS, VECTORS, SUMS, FINGERPRINTS)
 def test_dots_in_addresses_and_heads_of_snapshots_read_back(
-    dot: Dot, vv: VersionVector, state_sum: int, claims: Claims
+    dot: Dot, vv: VersionVector, state_sum: int, fingerprints: Fingerprints
 ) -> None:
     assert messages.dot_of_text(messages.dot_as_text(dot)) == dot
     for is_damaged in (False, True):
-        head = messages.SnapshotHead(vv, state_sum, is_damaged, claims)
+        head = messages.SnapshotHead(vv, state_sum, is_damaged, fingerprints)
         assert messages.decode_snapshot_head(messages.encode_snapshot_head(head)) == head
 
 
@@ -169,10 +169,12 @@ def test_a_peer_of_an_older_version_says_nothing_of_forks(
     request: ExchangeRequest, reply: ExchangeReply, state_sum: int
 ) -> None:
     old = bytes(msgpack.packb(msgpack.unpackb(encode_request(CLUSTER, request))[:10]))
-    assert decode_request(CLUSTER, old) == replace(request, claims={}, gave_up=())
+    assert decode_request(CLUSTER, old) == replace(request, fingerprints={}, gave_up=())
     old = bytes(msgpack.packb(msgpack.unpackb(encode_reply(reply))[:7]))
-    assert decode_reply(old) == replace(reply, claims={}, gave_up=(), disputed=False)
-    head = messages.encode_snapshot_head(messages.SnapshotHead(request.vv, state_sum, claims=request.claims))
+    assert decode_reply(old) == replace(reply, fingerprints={}, gave_up=(), disputed=False)
+    head = messages.encode_snapshot_head(
+        messages.SnapshotHead(request.vv, state_sum, fingerprints=request.fingerprints)
+    )
     old = bytes(msgpack.packb(msgpack.unpackb(head)[:2]))
     assert messages.decode_snapshot_head(old) == messages.SnapshotHead(request.vv, state_sum)
 

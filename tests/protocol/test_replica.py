@@ -14,7 +14,7 @@ from replicas.cluster import snapshot_of
 
 from peer.config import Address, Config
 from protocol.codec import FILENAME_CHARS_MAX, HASH_BYTES, OP_BYTES_MAX, decode_op, encode_op
-from protocol.forks import claims_of
+from protocol.forks import fingerprints_for
 from protocol.identity import (
     EPOCH_BITS,
     SEQ_MAX,
@@ -56,15 +56,15 @@ def tell(teller: Replica, hearer: Replica, wall_ms: int = NOW):
     suffix = teller.suffix(hearer.store.version_vector(), NO_LIMIT)
     ops = [decode_op(raw) for raw in suffix.ops]
     vv, theirs = teller.store.version_vector(), hearer.store.version_vector()
-    claims = claims_of(teller.store.log_hash, hearer.me, vv, theirs, ops)
-    return hearer.hear(vv, claims, ops, wall_ms)
+    fingerprints = fingerprints_for(teller.store.log_hash, hearer.me, vv, theirs, ops)
+    return hearer.hear(vv, fingerprints, ops, wall_ms)
 
 
 def merge(me: Replica, other: Replica) -> None:
     """What lies staged, as of now."""
     vv = me.store.version_vector()
     snapshot = snapshot_of(other, vv)
-    me.merge_incoming(snapshot.version_vector, snapshot.claims, vv, NOW)
+    me.merge_incoming(snapshot.version_vector, snapshot.fingerprints, vv, NOW)
 
 
 # --- writing ---
@@ -171,7 +171,7 @@ def test_a_version_taken_over_as_state_counts_as_heard() -> None:
     heard = ahead.put(manifest(), NOW + 5000)
     snapshot = snapshot_of(ahead)
     me.store.add_incoming(snapshot.ops)
-    me.merge_incoming(snapshot.version_vector, snapshot.claims, {}, NOW)
+    me.merge_incoming(snapshot.version_vector, snapshot.fingerprints, {}, NOW)
     assert me.put(manifest("b"), NOW).stamp > heard.stamp
 
 

@@ -19,7 +19,7 @@ from replicas.stores import StoreKind
 
 from protocol.catalog import sum_of_rows
 from protocol.codec import decode_op
-from protocol.forks import Claims, claims_of, claims_of_all, find_fork
+from protocol.forks import Fingerprints, find_fork, fingerprints_for, fingerprints_of_all
 from protocol.identity import Dot, NodeId, Origin, VersionVector, covers_all
 from protocol.ops import LiveOp, Manifest, Op, Put
 from protocol.replica import Heard, Replica
@@ -38,7 +38,7 @@ class Outcome(Enum):
     BEHIND = auto()
     """Only the whole state can help."""
     DISPUTED = auto()
-    """The two do not agree about a log; if one of them owns it, it was settled."""
+    """The two do not agree about a log; if one of them owns it, that was seen to."""
 
 
 class Entropy(Random):
@@ -63,7 +63,7 @@ class Snapshot:
     """The live state of a peer, exactly the version vector it belongs to, and what that peer says of its logs."""
 
     version_vector: VersionVector
-    claims: Claims
+    fingerprints: Fingerprints
     ops: tuple[LiveOp, ...]
 
 
@@ -71,7 +71,7 @@ def snapshot_of(replica: Replica, compared: VersionVector | None = None) -> Snap
     """The whole live state with its version vector, taken at one moment, for a peer that stands at `compared`."""
     store = replica.store
     vv = store.version_vector()
-    return Snapshot(vv, claims_of_all(store.log_hash, vv, compared or {}), tuple(store.live()))
+    return Snapshot(vv, fingerprints_of_all(store.log_hash, vv, compared or {}), tuple(store.live()))
 
 
 def served_hashes(store: Store, origin: Origin) -> tuple[int, list[bytes]]:
@@ -146,7 +146,7 @@ class Request:
     asker: Peer
     answerer: Peer
     vv: VersionVector
-    claims: Claims
+    fingerprints: Fingerprints
     bytes_max: int
 
 
@@ -157,7 +157,7 @@ class Answer:
     asker: Peer
     answerer: Peer
     vv: VersionVector
-    claims: Claims
+    fingerprints: Fingerprints
     ops: tuple[bytes, ...] | None
     """None when part of that is no longer in its log."""
 
@@ -373,7 +373,7 @@ class Cluster:
         if answer is None:
             return Outcome.DISPUTED
         ops = [decode_op(raw) for raw in (answer.ops or ())[:cut]]
-        heard = self._hear_from(asker, answerer, answer.vv, answer.claims, ops)
+        heard = self._hear_from(asker, answerer, answer.vv, answer.fingerprints, ops)
         if heard.disputed:
             return Outcome.DISPUTED
         if answer.ops is None:
@@ -387,27 +387,29 @@ class Cluster:
 
     def _request(self, asker: Peer, answerer: Peer, bytes_max: int) -> Request:
         """Who asks need not know where the other stands."""
-        claims = claims_of(asker.store.log_hash, answerer.me, asker.vv, asker.vv, ())
-        return Request(asker, answerer, asker.vv, claims, bytes_max)
+        fingerprints = fingerprints_for(asker.store.log_hash, answerer.me, asker.vv, asker.vv, ())
+        return Request(asker, answerer, asker.vv, fingerprints, bytes_max)
 
     def _answer(self, request: Request) -> Answer | None:
         """None when the two do not agree about a log."""
         answerer, asker = request.answerer, request.asker
-        heard = self._hear_from(answerer, asker, request.vv, request.claims, ())
+        heard = self._hear_from(answerer, asker, request.vv, request.fingerprints, ())
         if heard.disputed:
             return None
         suffix = answerer.replica.suffix(request.vv, request.bytes_max)
         hash_at, vv = answerer.store.log_hash, answerer.vv
         if suffix is None:
-            return Answer(asker, answerer, vv, claims_of_all(hash_at, vv, request.vv), None)
+            return Answer(asker, answerer, vv, fingerprints_of_all(hash_at, vv, request.vv), None)
         sizes = [len(raw) for raw in suffix.ops]
         assert len(sizes) <= 1 or sum(sizes) <= request.bytes_max
         assert sizes or not suffix.more, "nothing was sent and there is more: that never ends"
-        claims = claims_of(hash_at, asker.me, vv, request.vv, map(decode_op, suffix.ops))
-        return Answer(asker, answerer, vv, claims, suffix.ops)
+        fingerprints = fingerprints_for(hash_at, asker.me, vv, request.vv, map(decode_op, suffix.ops))
+        return Answer(asker, answerer, vv, fingerprints, suffix.ops)
 
-    def _hear_from(self, peer: Peer, other: Peer, vv: VersionVector, claims: Claims, ops: Iterable[Op]) -> Heard:
-        heard = self.hear(peer, vv, claims, ops)
+    def _hear_from(
+        self, peer: Peer, other: Peer, vv: VersionVector, fingerprints: Fingerprints, ops: Iterable[Op]
+    ) -> Heard:
+        heard = self.hear(peer, vv, fingerprints, ops)
         self._end_forks(peer, other, heard)
         return heard
 
@@ -415,18 +417,18 @@ class Cluster:
         """The owner of a log goes back to where it is like the other's; if that is one it gave up, the other does."""
         for origin in heard.disputed if self.connected(peer, other) else ():
             if origin in heard.given_up:
-                self.settle_fork(other, peer, origin)
+                self.end_fork(other, peer, origin)
             elif origin.node_id == peer.me:
-                self.settle_fork(peer, other, origin)
+                self.end_fork(peer, other, origin)
 
-    def settle_fork(self, peer: Peer, other: Peer, origin: Origin) -> None:
+    def end_fork(self, peer: Peer, other: Peer, origin: Origin) -> None:
         """Go back to where the other's log of an origin is one's own, and write again what is one's own."""
         fork = find_fork(peer.store, origin, *served_hashes(other.store, origin))
         before = peer.store.version_vector()
         if not fork.is_certain:
             assert self.truncated
             self.unclear = self.unclear or fork.agreed > 0
-        peer.replica.settle({origin: fork}, self.wall_ms(peer))
+        peer.replica.end_forks({origin: fork}, self.wall_ms(peer))
         vv = peer.vv
         fallen = [origin for origin, seq in before.items() if seq > vv.get(origin, 0)]
         peer.known = {dot: op for dot, op in peer.known.items() if dot.seq <= vv.get(dot.origin, 0)}
@@ -434,8 +436,8 @@ class Cluster:
         self.settle(peer)
         self.watch(peer)
 
-    def hear(self, peer: Peer, vv: VersionVector, claims: Claims, ops: Iterable[Op]) -> Heard:
-        heard = peer.replica.hear(vv, claims, ops, self.wall_ms(peer))
+    def hear(self, peer: Peer, vv: VersionVector, fingerprints: Fingerprints, ops: Iterable[Op]) -> Heard:
+        heard = peer.replica.hear(vv, fingerprints, ops, self.wall_ms(peer))
         if heard.my_holds:
             unbacked = [hold for hold in heard.my_holds if not peer.backs(hold.put)]
             peer.replica.drop(unbacked, self.wall_ms(peer))
@@ -451,8 +453,8 @@ class Cluster:
             self._tell(teller, hearer, log[-1 - nth % len(log)])
 
     def _tell(self, teller: Peer, hearer: Peer, op: Op) -> None:
-        claims = claims_of(teller.store.log_hash, hearer.me, {}, {}, [op])
-        self._hear_from(hearer, teller, {}, claims, [op])
+        fingerprints = fingerprints_for(teller.store.log_hash, hearer.me, {}, {}, [op])
+        self._hear_from(hearer, teller, {}, fingerprints, [op])
 
     def send(self, asker: Peer, answerer: Peer, bytes_max: int) -> None:
         self.in_flight.append(self._request(asker, answerer, bytes_max))
@@ -473,7 +475,7 @@ class Cluster:
                 self.in_flight.append(answer)
             return
         ops = [decode_op(raw) for raw in message.ops or ()]
-        heard = self._hear_from(message.asker, message.answerer, message.vv, message.claims, ops)
+        heard = self._hear_from(message.asker, message.answerer, message.vv, message.fingerprints, ops)
         if message.ops is None and not heard.disputed and message.asker.incoming is None:
             self.begin_transfer(message.asker, message.answerer)
 
@@ -509,8 +511,8 @@ class Cluster:
         transfer = receiver.incoming
         if transfer is not None and transfer.complete:
             receiver.incoming = None
-            vv, claims = transfer.snapshot.version_vector, transfer.snapshot.claims
-            heard = receiver.replica.merge_incoming(vv, claims, transfer.compared, self.wall_ms(receiver))
+            vv, fingerprints = transfer.snapshot.version_vector, transfer.snapshot.fingerprints
+            heard = receiver.replica.merge_incoming(vv, fingerprints, transfer.compared, self.wall_ms(receiver))
             assert not list(receiver.store.incoming())
             if not heard.disputed and covers_all(receiver.vv, vv):
                 self._learn_all(receiver, transfer)
@@ -561,7 +563,7 @@ class Cluster:
         self._stage_all(peer, source)
         assert peer.incoming is not None
         transfer, peer.incoming = peer.incoming, None
-        adopted = peer.replica.adopt_incoming(transfer.snapshot.version_vector, transfer.snapshot.claims)
+        adopted = peer.replica.adopt_incoming(transfer.snapshot.version_vector, transfer.snapshot.fingerprints)
         assert not list(peer.store.incoming())
         if adopted:
             self._learn_all(peer, transfer)
@@ -592,7 +594,9 @@ class Cluster:
         for receiver, source in ((one, other), (other, one)):
             self.begin_transfer(receiver, source)
             assert receiver.incoming is not None
-            heard = receiver.replica.hear(source.vv, receiver.incoming.snapshot.claims, (), self.wall_ms(receiver))
+            heard = receiver.replica.hear(
+                source.vv, receiver.incoming.snapshot.fingerprints, (), self.wall_ms(receiver)
+            )
             if heard.disputed:
                 self.abort_transfer(one)
                 self.abort_transfer(other)

@@ -73,7 +73,7 @@ def test_a_resumed_machine_that_was_cut_off_loses_nothing_it_acknowledged_and_no
             {"common": 404, "true": b"true" * size, "other": b"other" * size, "later": b"later" * size, "gone": 404},
         )
         assert [versions(world, "node-1", file_key) for file_key in ("true", "other", "later")] == [1, 1, 1]
-        assert services(world, "node-1").forks.settled == 1
+        assert services(world, "node-1").forks.ended == 1
         assert all(not here(world, name).has_pinned for name in world.machines)
         assert all(services(world, name).whole_states.disagreements == 0 for name in world.machines)
 
@@ -117,6 +117,6 @@ def test_a_resumed_machine_that_wrote_nothing_since_goes_on_and_writes_nothing_a
         await converged(world)
         await all_is(world, {"common": b"common", "true": b"true", "new": b"new"})
         assert before <= set(log_hashes(world, "node-1")) == set(log_hashes(world, "node-3"))
-        assert services(world, "node-1").forks.settled == 0
+        assert services(world, "node-1").forks.ended == 0
 
     in_world(scenario, **SMALL)
