@@ -32,7 +32,7 @@ from peer.http.services import Services
 from peer.store.catalog import SqliteStore
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
-from peer.store.holding import DAMAGED, PINNED, Holding
+from peer.store.holding import DAMAGED, PINNED_FOR, Holding
 from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
 from peer.tasks import Keeper
@@ -195,7 +195,7 @@ class Node:
         chunks = ChunkStore(env, config, database, self.space)
         here = Holding(me.node_id, env.clock, database, replica, chunks, self.space)
         here.is_damaged = database.look_up(lambda connection: meta_value(connection, DAMAGED)) is not None
-        here.has_pinned = database.look_up(lambda connection: meta_value(connection, PINNED)) is not None
+        here.pinned_for = database.look_up(lambda connection: meta_value(connection, PINNED_FOR))
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
         membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())

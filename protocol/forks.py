@@ -10,6 +10,7 @@ again, under a new epoch, what they never heard; then whoever had heard of the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from protocol.codec import NO_LOG, encode_op, next_log_hash
@@ -20,9 +21,12 @@ from protocol.store import Store
 Fingerprints = Mapping[Dot, bytes]
 """Running hashes of logs, each up to and with the op of that dot."""
 
+FINGERPRINTS_MAX = 100_000
+"""In one message; of more logs than that some are not compared."""
+
 HashAt = Callable[[Dot], bytes | None]
 
-OWN_ORIGINS_MAX = 16
+OWN_ORIGINS_MAX = 8
 """Of the origins of the peer that is spoken to, the latest so many are compared every time."""
 
 
@@ -48,7 +52,8 @@ def fingerprints_for(
 
 def fingerprints_of_all(hash_at: HashAt, vv: VersionVector, their_vv: VersionVector) -> Fingerprints:
     """What to say of our logs to a peer that is to take over our whole state: of each, as far as both know it."""
-    return _known(hash_at, [dot for origin in vv for dot in _both_ends(origin, vv, their_vv)])
+    dots = (dot for origin in vv for dot in _both_ends(origin, vv, their_vv))
+    return _known(hash_at, islice(dots, FINGERPRINTS_MAX))
 
 
 def _both_ends(origin: Origin, vv: VersionVector, their_vv: VersionVector) -> Iterator[Dot]:

@@ -12,7 +12,7 @@ from enum import Enum
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster
-from protocol.forks import Fingerprints
+from protocol.forks import FINGERPRINTS_MAX, Fingerprints
 from protocol.identity import SEQ_MAX, Dot, Life, Member, Origin, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
@@ -401,7 +401,10 @@ def _fingerprints_fields(fingerprints: Fingerprints) -> list[object]:
 
 def _read_fingerprints(value: object) -> Fingerprints:
     fingerprints: dict[Dot, bytes] = {}
-    for item in codec.read_list(value):
+    items = codec.read_list(value)
+    if len(items) > FINGERPRINTS_MAX:
+        raise MalformedMessage(f"{len(items)} fingerprints in one message; the limit is {FINGERPRINTS_MAX}")
+    for item in items:
         node_id, epoch, seq, log_hash = codec.read_list(item, 4)
         fingerprints[codec.read_dot([node_id, epoch, seq])] = codec.read_bytes(log_hash, codec.LOG_HASH_BYTES)
     return fingerprints

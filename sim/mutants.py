@@ -324,8 +324,8 @@ MUTANTS = (
         "content-goes-with-a-branch",
         "Content is thrown away when a peer goes back, before it knows under which names it comes again.",
         "peer/store/holding.py",
-        "        store.pin_contents()\n        set_meta_value(store.connection, PINNED, 1)\n",
-        "        set_meta_value(store.connection, PINNED, 1)\n",
+        "        store.pin_contents()\n        set_meta_value(store.connection, PINNED_FOR, origin.node_id)\n",
+        "        set_meta_value(store.connection, PINNED_FOR, origin.node_id)\n",
         (PEER_FORKS,),
     ),
     # --- a peer and its disk (rule 4) ---

@@ -73,27 +73,22 @@ class Forks(Worker):
             return
         first, log_hashes = await self._others.client.log_hashes(peer, Dot(origin, last))
         undone = await self._here.database.write(lambda: self._here.end_fork(origin, first, log_hashes))
-        self._here.has_pinned = True
-        self.ended += 1
         self._told.discard((node_id, origin))
-        log.warning(
-            "the log of %s:%x is that of %s again; %d ops were taken back, and written again where they were ours",
-            origin.node_id,
-            origin.epoch,
-            node_id,
-            undone,
-        )
-        if origin.node_id == self._here.me:
-            await self.exchanged(node_id)
-        self._here.news.tell()
+        if undone:
+            self.ended += 1
+            self._here.pinned_for = origin.node_id
+            message = "the log of %s:%x is that of %s again: %d ops were taken back, and what was ours written again"
+            log.warning(message, origin.node_id, origin.epoch, node_id, undone)
+            self._here.news.tell()
+        await self.exchanged(self._here.me)
         self.on_ended(node_id)
 
     async def exchanged(self, node_id: NodeId) -> None:
-        """After an exchange: what came back under new names is there, so content that nothing needs may go.
+        """After an exchange, or what is as good: what came back of this peer's ops is there under its new names.
 
-        Raises StoreError.
+        Content that nothing needs may go. Raises StoreError.
         """
-        if self._here.has_pinned and node_id not in self._pending.values():
+        if self._here.pinned_for == node_id and node_id not in self._pending.values():
             await self._here.database.write(self._here.unpin)
-            self._here.has_pinned = False
+            self._here.pinned_for = None
             await self._here.declare_backed()

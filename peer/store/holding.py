@@ -33,8 +33,8 @@ log = logging.getLogger("minidfs.holding")
 DAMAGED = "damaged"
 """The key in `meta` that says so."""
 
-PINNED = "pinned"
-"""The key in `meta` that says that more content is kept than files need."""
+PINNED_FOR = "pinned_for"
+"""The key in `meta` that names the peer for whose sake more content is kept than files need."""
 
 LOOKS_MAX = 8
 """At a chunk that is replaced again and again while it is being read."""
@@ -54,8 +54,8 @@ class Holding:
         self.space = space
         self.is_damaged = False
         """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
-        self.has_pinned = False
-        """Content is kept that may be needed again, see `end_fork`."""
+        self.pinned_for: NodeId | None = None
+        """Content is kept that this peer's ops may need again, see `end_fork`."""
         self.news = News()
         """Told when the catalog has changed."""
 
@@ -111,16 +111,19 @@ class Holding:
         taken back.
         """
         store = self.database.store
+        fork = find_fork(store, origin, first, log_hashes)
+        if fork.is_certain and fork.agreed == store.seen(origin):
+            return 0
         store.pin_contents()
-        set_meta_value(store.connection, PINNED, 1)
-        return self.replica.end_forks({origin: find_fork(store, origin, first, log_hashes)}, self.wall_ms())
+        set_meta_value(store.connection, PINNED_FOR, origin.node_id)
+        return self.replica.end_forks({origin: fork}, self.wall_ms())
 
     def unpin(self) -> None:
         """A step: let go of content that no file needs, and take back holds this disk does not back."""
         store = self.database.store
         store.recount_contents()
         self.replica.drop_unbacked(store.is_held, self.wall_ms())
-        set_meta_value(store.connection, PINNED, None)
+        set_meta_value(store.connection, PINNED_FOR, None)
 
     # --- reading content ---
 

@@ -165,10 +165,10 @@ def log_hash_at(connection: sqlite3.Connection, origin_row: int, seq: int) -> by
 
 def find_log_hash(connection: sqlite3.Connection, dot: Dot) -> bytes | None:
     """The running hash of an origin's log at a dot; None when it is not known."""
-    found = connection.execute(f"SELECT id, floor, floor_hash {_ORIGIN}", dot.origin).fetchone()
-    if found is None or dot.seq <= found[1]:
-        return found[2] if found and dot.seq == found[1] else None
-    return log_hash_at(connection, found[0], dot.seq)
+    in_log = "(SELECT hash FROM log WHERE origin = origins.id AND seq = ?)"
+    query = f"SELECT CASE WHEN floor = ? THEN floor_hash ELSE {in_log} END {_ORIGIN}"
+    found = connection.execute(query, (dot.seq, dot.seq, *dot.origin)).fetchone()
+    return found[0] if found else None
 
 
 def find_log_hashes(connection: sqlite3.Connection, last: Dot, limit: int) -> tuple[int, list[bytes]]:

@@ -74,7 +74,7 @@ def test_a_resumed_machine_that_was_cut_off_loses_nothing_it_acknowledged_and_no
         )
         assert [versions(world, "node-1", file_key) for file_key in ("true", "other", "later")] == [1, 1, 1]
         assert services(world, "node-1").forks.ended == 1
-        assert all(not here(world, name).has_pinned for name in world.machines)
+        assert all(here(world, name).pinned_for is None for name in world.machines)
         assert all(services(world, name).whole_states.disagreements == 0 for name in world.machines)
 
     in_world(scenario, seed=seed, **SMALL)
