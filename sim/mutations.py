@@ -57,6 +57,10 @@ class MutantDoesNotApply(Exception):
     """The text a mutant replaces is not in its file exactly once: rewrite the mutant."""
 
 
+class TestsAreRed(Exception):
+    """Without any mutant, so that red says nothing."""
+
+
 class Outcome(Enum):
     """What the tests said of a mutant."""
 
@@ -166,19 +170,26 @@ def run_unmutated(mutants: Sequence[Mutant]) -> Run:
     """All their tests on an unspoilt copy: unless that is green, red says nothing."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     with scratch_copy() as scratch:
-        return run_tests(scratch, tests, 2 * LIMIT_S)
+        return run_tests(scratch, tests, 3 * LIMIT_S)
 
 
-def run_mutations(names: Sequence[str] = (), jobs: int = 2) -> Iterator[Result]:
-    """Try mutants, `jobs` at a time, and give the results in their order.
+def run_mutations(names: Sequence[str] = (), jobs: int = 2) -> Iterator[Result | Run]:
+    """Try mutants, `jobs` at a time; gives what their tests say without any of them, and the results in their order.
 
-    Raises MutantDoesNotApply before anything runs.
+    Raises MutantDoesNotApply before anything runs, and TestsAreRed, after what those tests said, when that is no pass.
     """
     mutants = chosen(names)
     for mutant in mutants:
         check_applies(mutant)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        yield from pool.map(try_mutant, mutants)
+        unmutated = pool.submit(run_unmutated, mutants)
+        tried = [pool.submit(try_mutant, mutant) for mutant in mutants]
+        yield unmutated.result()
+        if unmutated.result().exit_code != _GREEN:
+            pool.shutdown(cancel_futures=True)
+            raise TestsAreRed("the tests fail without any mutant; mend that first")
+        for one in tried:
+            yield one.result()
 
 
 @click.command("mutations")
@@ -195,22 +206,26 @@ def mutations(names: tuple[str, ...], *, list_only: bool, jobs: int) -> None:
             click.echo(f"{mutant.name:<42} {mutant.says}")
         return
     started = time.monotonic()
-    unmutated = run_unmutated(chosen(names))
-    if unmutated.exit_code != _GREEN:
-        click.echo(unmutated.output, err=True)
-        raise click.ClickException("the tests fail without any mutant; mend that first")
-    click.echo(f"{'(none)':<42} green    {unmutated.seconds:6.1f} s")
     missed = 0
     try:
         for result in run_mutations(names, jobs):
+            if isinstance(result, Run):
+                click.echo(f"{'(none)':<42} {_said_of(result)}")
+                continue
             missed += result.outcome is not Outcome.FOUND
             name, outcome = result.mutant.name, result.outcome.value
             click.echo(f"{name:<42} {outcome:<8} {result.seconds:6.1f} s  {result.by}")
-    except MutantDoesNotApply as error:
+    except (MutantDoesNotApply, TestsAreRed) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{len(chosen(names))} planted bugs, {missed} not found, {time.monotonic() - started:.0f} s")
     if missed:
         raise click.exceptions.Exit(1)
+
+
+def _said_of(unmutated: Run) -> str:
+    if unmutated.exit_code == _GREEN:
+        return f"green    {unmutated.seconds:6.1f} s"
+    return f"RED      {unmutated.seconds:6.1f} s\n{unmutated.output}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -559,9 +559,12 @@ class Cluster:
         return True
 
     def adopt(self, peer: Peer, source: Peer) -> bool:
-        """A peer whose rows are damaged takes over another one's state in place of its own."""
+        """A peer whose rows are damaged takes over another one's state in place of its own, if it reaches that one."""
+        if not self.connected(peer, source):
+            return False
         self._stage_all(peer, source)
         assert peer.incoming is not None
+        assert peer.incoming.complete
         transfer, peer.incoming = peer.incoming, None
         adopted = peer.replica.adopt_incoming(transfer.snapshot.version_vector, transfer.snapshot.fingerprints)
         assert not list(peer.store.incoming())
