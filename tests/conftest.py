@@ -18,7 +18,7 @@ PORT_SLICES = 8
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 settings.register_profile("ci", max_examples=100, derandomize=True, database=None, print_blob=False, **_CALM)
-settings.register_profile("deep", max_examples=3000, database=None, print_blob=True, **_CALM)
+settings.register_profile("deep", max_examples=5000, database=None, print_blob=True, **_CALM)
 settings.register_profile(
     "mutants", max_examples=100, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), **_CALM
 )
