@@ -180,7 +180,8 @@ class Replica:
                 heard.applied += 1
                 self.clock.observe(op.stamp, wall_ms)
                 self._note_own(op, heard)
-                self._remove_again(op, wall_ms)
+                if isinstance(op, Put) and self._is_removed(op):
+                    self._remove_again(op, wall_ms)
         return heard
 
     def _refuse(self, disputed: dict[Origin, bytes]) -> Heard:
@@ -197,10 +198,13 @@ class Replica:
         for op in ops:
             yield from (dot.seq for dot in (op.dot, *needs_of(op)) if dot.origin == self.origin)
 
-    def _remove_again(self, op: Op, wall_ms: int) -> None:
-        """An upload that was removed here from a branch which was given up may be written again by who did not know."""
-        if isinstance(op, Put) and self.store.has_given_up() and self.store.was_given_up(mark_of(op.manifest)):
-            self._write(Delete(*self._next(wall_ms), op.manifest.file_key, (op.dot,)))
+    def _is_removed(self, put: Put) -> bool:
+        """Whether it is an upload removed here from a branch that was given up: who did not know writes it again."""
+        return self.store.has_given_up() and self.store.was_given_up(mark_of(put.manifest))
+
+    def _remove_again(self, put: Put, wall_ms: int) -> None:
+        if self.store.put_at(put.dot) is not None:
+            self._write(Delete(*self._next(wall_ms), put.manifest.file_key, (put.dot,)))
 
     def _note_own(self, op: Op, heard: Heard) -> None:
         if op.dot.origin.node_id != self.me:
@@ -242,9 +246,14 @@ class Replica:
         if heard.disputed or not forks.is_comparable(self.store, their_vv, compared):
             self.store.clear_incoming()
             return heard
+        puts: list[Put] = []
         for op in self.store.incoming():
             self.clock.observe(op.stamp, wall_ms)
+            if isinstance(op, Put) and self._is_removed(op):
+                puts.append(op)
         catalog.merge_incoming(self.store, their_vv, fingerprints)
+        for put in puts:
+            self._remove_again(put, wall_ms)
         return heard
 
     def adopt_incoming(self, their_vv: VersionVector, fingerprints: Fingerprints) -> bool:

@@ -346,6 +346,7 @@ class Link:
             self._here.news.tell()
         if heard.disputed or reply.disputed:
             self._dispute(heard, reply)
+        self._gave_up = ()
         if self._here.is_damaged:
             self._whole_states.fetch_soon(self.node_id, Reason.DAMAGE)
         elif reply.behind:

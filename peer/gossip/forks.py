@@ -34,7 +34,8 @@ class Forks(Worker):
         self._here = here
         self._others = others
         self._pending: dict[Origin, NodeId] = {}
-        self._told: set[tuple[NodeId, Origin]] = set()
+        self.disputed: dict[tuple[NodeId, Origin], None] = {}
+        """What stands between this peer and others; nothing is exchanged with these meanwhile."""
         self.on_ended: Callable[[NodeId], None] = _no_one
         """Called with the peer this one agrees with again."""
         self.ended = 0
@@ -45,8 +46,8 @@ class Forks(Worker):
     def note(self, node_id: NodeId, heard: Heard, gave_up: tuple[Origin, ...]) -> None:
         """Take notice of what is disputed with a peer, and of which logs of its own it says that it gave them up."""
         for origin in heard.disputed:
-            if (node_id, origin) not in self._told:
-                self._told.add((node_id, origin))
+            if (node_id, origin) not in self.disputed:
+                self.disputed[node_id, origin] = None
                 log.warning("%s has another log of %s:%x than this peer", node_id, origin.node_id, origin.epoch)
             if origin.node_id == self._here.me and origin not in heard.given_up:
                 self._pending[origin] = node_id
@@ -73,7 +74,6 @@ class Forks(Worker):
             return
         first, log_hashes = await self._others.client.log_hashes(peer, Dot(origin, last))
         undone = await self._here.database.write(lambda: self._here.end_fork(origin, first, log_hashes))
-        self._told.discard((node_id, origin))
         if undone:
             self.ended += 1
             self._here.pinned_for = origin.node_id
@@ -88,6 +88,8 @@ class Forks(Worker):
 
         Content that nothing needs may go. Raises StoreError.
         """
+        for pair in [pair for pair in self.disputed if pair[0] == node_id]:
+            del self.disputed[pair]
         if self._here.pinned_for == node_id and node_id not in self._pending.values():
             await self._here.database.write(self._here.unpin)
             self._here.pinned_for = None

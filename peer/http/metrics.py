@@ -6,6 +6,7 @@ which are put into the format when somebody asks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -73,8 +74,15 @@ class _Peer(Collector):
         yield _gauge("minidfs_disk_size_bytes", "The file system's size.", [({}, measured.disk_total_bytes)])
         damaged = "1 while rows of the catalog are damaged and no other peer's state has taken their place."
         yield _gauge("minidfs_damaged", damaged, [({}, services.here.is_damaged)])
+        disputed = "Logs of a node that this one has otherwise, since a machine's image was resumed."
+        yield _gauge("minidfs_disputed_logs", disputed, self._disputed())
+        yield _counter("minidfs_forks_ended", "Logs brought in line again after that.", [({}, services.forks.ended)])
         is_full = services.here.space.reason is not None
         yield _gauge("minidfs_read_only", "1 while the disk is full and no content is taken.", [({}, is_full)])
+
+    def _disputed(self) -> list[tuple[dict[str, str], float]]:
+        counted = Counter(node_id for node_id, _ in self._services.forks.disputed)
+        return [({"node": node_id}, count) for node_id, count in counted.items()]
 
     def _http(self) -> Iterator[Metric]:
         traffic = self._traffic

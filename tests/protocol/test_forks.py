@@ -5,9 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replicas.cluster import served_hashes
+from replicas.cluster import served_hashes, snapshot_of
 
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.forks import Fork, find_fork, fingerprints_for
@@ -164,7 +165,8 @@ def test_what_others_wrote_about_ops_that_were_given_up_is_about_their_new_names
     assert keys(told) == ["common", "later", "true", "unrelated"]
 
 
-def test_an_upload_that_was_removed_before_its_owner_wrote_it_again_is_removed_again() -> None:
+@pytest.mark.parametrize("as_whole_state", [False, True])
+def test_an_upload_that_was_removed_before_its_owner_wrote_it_again_is_removed_again(*, as_whole_state: bool) -> None:
     image, told, misled = forked()
     origin = image.origin
     tell(told, image)
@@ -173,7 +175,12 @@ def test_an_upload_that_was_removed_before_its_owner_wrote_it_again_is_removed_a
     misled.delete("other", NOW)
     assert tell(misled, image).given_up == (origin,)
     end_fork(misled, image, origin)
-    tell(image, misled)
+    if as_whole_state:
+        snapshot, vv = snapshot_of(image, misled.store.version_vector()), misled.store.version_vector()
+        misled.store.add_incoming(snapshot.ops)
+        misled.merge_incoming(snapshot.version_vector, snapshot.fingerprints, vv, NOW)
+    else:
+        tell(image, misled)
     tell(misled, image)
     assert keys(misled) == keys(image) == ["common", "later", "true"]
 

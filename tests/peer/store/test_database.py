@@ -476,6 +476,33 @@ def test_a_file_that_is_no_database_is_refused_with_a_word_on_what_to_do(tmp_pat
         run(tmp_path, nothing)
 
 
+def test_logs_of_an_older_release_get_the_running_hashes_they_would_have_had(tmp_path: Path) -> None:
+    async def write(database: Database) -> None:
+        replica = replica_of(database)
+        for name in "abc":
+            await database.write(lambda name=name: replica.put(manifest(name), NOW_MS))
+
+    def hashes(connection: sqlite3.Connection) -> list[tuple[object, ...]]:
+        return connection.execute("SELECT origin, seq, hash FROM log ORDER BY origin, seq").fetchall()
+
+    run(tmp_path, write)
+    with sqlite3.connect(tmp_path / "minidfs.db") as connection:
+        expected = hashes(connection)
+        for statement in (
+            "ALTER TABLE log DROP COLUMN hash",
+            "ALTER TABLE origins DROP COLUMN floor_hash",
+            "DROP TABLE given_up",
+            "DELETE FROM _sqlite_migrations WHERE name LIKE 'm004%'",
+            "PRAGMA user_version = 3",
+        ):
+            connection.execute(statement)
+    migrated = sqlite_utils.Database(tmp_path / "minidfs.db")
+    migrate(migrated)
+    assert len(expected) == 3
+    assert hashes(migrated.conn) == expected
+    migrated.close()
+
+
 def test_a_crash_at_any_statement_of_the_first_migration_is_made_good_at_the_next_start(tmp_path: Path) -> None:
     statements = 0
     connection = SystemDatabaseFile(tmp_path / "whole.db").connect_writer()
