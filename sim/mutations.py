@@ -173,19 +173,21 @@ def run_unmutated(mutants: Sequence[Mutant]) -> Run:
         return run_tests(scratch, tests, 3 * LIMIT_S)
 
 
-def run_mutations(names: Sequence[str] = (), jobs: int = 2) -> Iterator[Result | Run]:
+def run_mutations(names: Sequence[str] = (), jobs: int = 2, *, with_none: bool = True) -> Iterator[Result | Run]:
     """Try mutants, `jobs` at a time; gives what their tests say without any of them, and the results in their order.
 
     Raises MutantDoesNotApply before anything runs, and TestsAreRed, after what those tests said, when that is no pass.
+    Without `with_none` nobody asks what they say without any.
     """
     mutants = chosen(names)
     for mutant in mutants:
         check_applies(mutant)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        unmutated = pool.submit(run_unmutated, mutants)
+        unmutated = pool.submit(run_unmutated, mutants) if with_none else None
         tried = [pool.submit(try_mutant, mutant) for mutant in mutants]
-        yield unmutated.result()
-        if unmutated.result().exit_code != _GREEN:
+        if unmutated is not None:
+            yield unmutated.result()
+        if unmutated is not None and unmutated.result().exit_code != _GREEN:
             pool.shutdown(cancel_futures=True)
             raise TestsAreRed("the tests fail without any mutant; mend that first")
         for one in tried:
@@ -196,7 +198,13 @@ def run_mutations(names: Sequence[str] = (), jobs: int = 2) -> Iterator[Result |
 @click.argument("names", nargs=-1)
 @click.option("--list", "list_only", is_flag=True, help="Show the planted bugs and run nothing.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="How many to try at a time.")
-def mutations(names: tuple[str, ...], *, list_only: bool, jobs: int) -> None:
+@click.option(
+    "--with-none/--without-none",
+    default=True,
+    show_default=True,
+    help="Run the tests without any bug first; leave that out where they run anyway.",
+)
+def mutations(names: tuple[str, ...], *, list_only: bool, jobs: int, with_none: bool) -> None:
     """Plant bugs in a copy of the project, and see whether the tests find them.
 
     Exit code 1 when one survives.
@@ -208,7 +216,7 @@ def mutations(names: tuple[str, ...], *, list_only: bool, jobs: int) -> None:
     started = time.monotonic()
     missed = 0
     try:
-        for result in run_mutations(names, jobs):
+        for result in run_mutations(names, jobs, with_none=with_none):
             if isinstance(result, Run):
                 click.echo(f"{'(none)':<42} {_said_of(result)}")
                 continue
