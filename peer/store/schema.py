@@ -9,11 +9,14 @@ an op: a node's row is made when its name is first heard, an origin's row when i
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import sqlite_utils
 from sqlite_utils import Migrations
 
 from peer.world.env import StartError
-from protocol.codec import NO_LOG, next_log_hash
+from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
+from protocol.errors import MalformedMessage
 
 SCHEMA_VERSION = 4
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
@@ -51,9 +54,11 @@ def m004_forks(db: sqlite_utils.Database) -> None:
     for (origin,) in db.execute("SELECT id FROM origins WHERE floor = 0 ORDER BY id").fetchall():
         log_hash = NO_LOG
         rows = db.execute("SELECT arrival, op FROM log WHERE origin = ? ORDER BY seq", [origin])
-        for arrival, op in rows.fetchall():
-            log_hash = next_log_hash(log_hash, op)
-            db.execute("UPDATE log SET hash = ? WHERE arrival = ?", [log_hash, arrival])
+        # Of a damaged row, and of all behind it, nobody knows it either.
+        with suppress(MalformedMessage):
+            for arrival, op in rows.fetchall():
+                log_hash = next_log_hash(log_hash, encode_op(decode_op(op)))
+                db.execute("UPDATE log SET hash = ? WHERE arrival = ?", [log_hash, arrival])
 
 
 def migrate(db: sqlite_utils.Database) -> None:
