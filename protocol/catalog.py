@@ -108,17 +108,14 @@ def unite_incoming(store: Store) -> int:
     """Add what another peer has live and this one has not, and remove nothing.
 
     For two peers with equal version vectors and unequal sums: one of them has lost or damaged rows, and nobody can
-    tell whether what only one has was deleted. Where one dot has two meanings, as behind a fork of which the logs are
-    gone, all peers take the same one. Returns how many dots came to life.
+    tell whether what only one has was deleted, or which of two rows of one dot is damaged. Returns how many dots came
+    to life.
     """
     revived = 0
     for op in store.incoming():
-        mine = _live(store, op)
-        if mine is not None and digest_of(mine) < digest_of(op):
-            end(store, mine)
         if _live(store, op) is None and _may_live(store, op):
             make_live(store, op)
-            revived += mine is None
+            revived += 1
     store.clear_incoming()
     return revived
 

@@ -390,6 +390,19 @@ def test_after_a_disagreement_each_has_what_either_had() -> None:
     assert me.root() == other.root()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_after_a_disagreement_nobody_takes_another_ones_row_for_its_own(which: int) -> None:
+    """Either may be the one that is damaged."""
+    me, other = replica("a"), replica("b")
+    put = me.put(manifest(), NOW)
+    tell(me, other)
+    other.store.remove(put)
+    other.store.add(replace(put, manifest=replace(put.manifest, sha256=bytes([which * 255]) * 32, size_bytes=7)))
+    me.store.add_incoming(snapshot_of(other).ops)
+    assert me.repair_from_incoming() == 0
+    assert list(me.store.live()) == [put]
+
+
 def test_a_whole_state_that_knows_more_of_the_own_epoch_leaves_it() -> None:
     me, other = replica("a"), replica("b")
     put = me.put(manifest(), NOW)
