@@ -624,8 +624,7 @@ class Cluster:
         """All that must be true of one peer after every step."""
         store, vv = peer.store, peer.vv
         log = list(store.log_after({}))
-        self.oracle.record(peer.me, log, peer.known)
-        peer.heard |= dict.fromkeys(peer.known.values())
+        self.oracle.record(peer.me, log, peer.known, peer.heard)
         self._watch_growth(peer, vv)
         self._watch_log(peer, vv, log)
         if not self.unclear:

@@ -30,16 +30,17 @@ class Oracle:
         """Origins that an image of a peer wrote on under; their dots may have several meanings."""
         self._removed: dict[Op, frozenset[bytes]] = {}
 
-    def record(self, writer: NodeId, log: Iterable[Op], known: dict[Dot, Op]) -> None:
+    def record(self, writer: NodeId, log: Iterable[Op], known: dict[Dot, Op], heard: dict[Op, None]) -> None:
         """Look through the log of a peer: what is new in it is its own, and what is not is as it was written.
 
-        `known` is all it knows; what is new to it is added.
+        `known` is all it knows, `heard` all it ever knew; what is new to it is added.
         """
         for op in log:
             before = known.get(op.dot)
             assert before is None or before is op or before == op, f"{writer} knew {before}, now it says {op}"
             if before is None:
                 known[op.dot] = op
+                heard[op] = None
                 self._add(writer, op, known)
 
     def _add(self, writer: NodeId, op: Op, known: dict[Dot, Op]) -> None:
