@@ -1,7 +1,7 @@
 """How many cases the property tests try, and which ports each worker takes.
 
-`pytest` is for every commit, `pytest --hypothesis-profile=deep` for a long look. `mutants` is for sim/mutations.py:
-there a test only has to fail, and the smallest case is of no interest.
+`pytest` is for every commit, `pytest --hypothesis-profile=deep` for a long look, `other` for a second Python. `mutants`
+is for sim/mutations.py: there a test only has to fail, and the smallest case is of no interest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ PORT_SLICES = 8
 _CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 settings.register_profile("ci", max_examples=100, derandomize=True, database=None, print_blob=False, **_CALM)
+settings.register_profile("other", max_examples=25, derandomize=True, database=None, print_blob=False, **_CALM)
 settings.register_profile("deep", max_examples=5000, database=None, print_blob=True, **_CALM)
 settings.register_profile(
     "mutants", max_examples=100, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), **_CALM
