@@ -100,6 +100,13 @@ def decode_op(raw: bytes) -> Op:
     raise MalformedMessage(f"an op of unknown kind {kind}")
 
 
+def dots_in(raw: bytes) -> tuple[Dot, tuple[Dot, ...]]:
+    """The dot of an op and those it names, as `needs_of` has them, from bytes that `encode_op` made."""
+    kind, node_id, epoch, seq, _, first, second = unpack(raw, OP_BYTES_MAX)
+    needs = [first] if kind == _HOLD else [*(first if kind == _DROP else ()), *second]
+    return Dot(Origin(node_id, epoch), seq), tuple(Dot(Origin(named[0], named[1]), named[2]) for named in needs)
+
+
 def digest_of(op: LiveOp) -> int:
     """128 bits that stand for a live dot and its content.
 

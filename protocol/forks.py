@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from protocol.codec import NO_LOG, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, VersionVector
-from protocol.ops import Op, needs_of
+from protocol.ops import Op
 from protocol.store import Store
 
 Fingerprints = Mapping[Dot, bytes]
@@ -31,22 +31,24 @@ OWN_ORIGINS_MAX = 8
 
 
 def fingerprints_for(
-    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[Op]
+    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[tuple[Dot, Sequence[Dot]]]
 ) -> Fingerprints:
-    """What to say of our logs to a peer that stands at `their_vv`, with these ops for it.
+    """What to say of our logs to a peer that stands at `their_vv`, with ops of these dots, which name those, for it.
 
-    Of its own logs, for it alone can see to a fork of them; of the logs these ops continue, and of those they name ops
-    of.
+    Of its own logs, for it alone can see to a fork of them; of the logs these ops continue, before the first and at the
+    last of them; and of those they name ops of.
     """
     own = [origin for origin in vv if origin.node_id == to][-OWN_ORIGINS_MAX:]
     dots = dict.fromkeys(dot for origin in own for dot in _both_ends(origin, vv, their_vv))
     named: VersionVector = {}
-    bases: VersionVector = {}
-    for op in ops:
-        bases.setdefault(op.dot.origin, op.dot.seq - 1)
-        for dot in needs_of(op):
+    firsts: VersionVector = {}
+    lasts: VersionVector = {}
+    for (origin, seq), needs in ops:
+        firsts.setdefault(origin, seq - 1)
+        lasts[origin] = seq
+        for dot in needs:
             named[dot.origin] = max(dot.seq, named.get(dot.origin, 0))
-    dots |= dict.fromkeys(Dot(*entry) for entry in (*bases.items(), *named.items()))
+    dots |= dict.fromkeys(Dot(*entry) for entry in (*firsts.items(), *lasts.items(), *named.items()))
     return _known(hash_at, dots)
 
 
@@ -82,11 +84,16 @@ def disputed(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> dic
 
 
 def _running(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> Iterator[tuple[Dot, bytes]]:
-    """The running hash at each op that comes again, or that may be one of a branch which was given up here."""
+    """The running hash at each op that comes again, or that may be one of a branch which was given up here.
+
+    Of a log of which all comes again the fingerprint of the last op says as much.
+    """
+    lasts = {op.dot.origin: op.dot for op in ops}
     running: dict[Origin, bytes | None] = {}
     for op in ops:
         origin, seq = op.dot
-        if seq > store.seen(origin) and not store.has_given_up():
+        seen, last = store.seen(origin), lasts[origin]
+        if not store.has_given_up() and (seq > seen or (last.seq <= seen and last in fingerprints)):
             continue
         if origin not in running:
             running[origin] = NO_LOG if seq == 1 else fingerprints.get(Dot(origin, seq - 1))

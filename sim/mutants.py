@@ -234,6 +234,14 @@ MUTANTS = (
         (FORKS,),
     ),
     Mutant(
+        "what-comes-again-not-compared",
+        "Ops that are known are not compared with those that were heard before.",
+        FORKS_FILE,
+        "        if not store.has_given_up() and (seq > seen or (last.seq <= seen and last in fingerprints)):",
+        "        if not store.has_given_up():",
+        (FORKS,),
+    ),
+    Mutant(
         "image-behind-its-own-log-trusts-it",
         "A resumed image goes on from what others have of its log, though it wrote something else there.",
         FORKS_FILE,

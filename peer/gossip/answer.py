@@ -20,7 +20,7 @@ from peer.store.chunk_files import FreshChunk
 from peer.store.holding import Holding
 from peer.store.rows import ChunkRow
 from peer.world.env import Env, StoreError, Work
-from protocol.codec import decode_op
+from protocol.codec import decode_op, dots_in
 from protocol.errors import MalformedMessage
 from protocol.forks import fingerprints_for, fingerprints_of_all
 from protocol.identity import Member
@@ -189,7 +189,7 @@ class Answering:
         if behind:
             fingerprints = fingerprints_of_all(store.log_hash, vv, request.vv)
         else:
-            fingerprints = fingerprints_for(store.log_hash, request.sender.node_id, vv, request.vv, map(decode_op, ops))
+            fingerprints = fingerprints_for(store.log_hash, request.sender.node_id, vv, request.vv, map(dots_in, ops))
         return ExchangeReply(
             members=members,
             vv=vv,

@@ -25,7 +25,7 @@ from peer.store.rows import find_log_hash, raw_log_after
 from peer.tasks import Keeper, helper_tasks
 from peer.worker import Worker
 from peer.world.env import Env, StoreError
-from protocol.codec import decode_op
+from protocol.codec import decode_op, dots_in
 from protocol.errors import MalformedMessage
 from protocol.forks import Fingerprints, fingerprints_for
 from protocol.identity import Dot, Member, NodeId, Origin, VersionVector, covers, covers_all
@@ -299,10 +299,9 @@ class Link:
     def _fingerprints(self, vv: VersionVector, ops: Sequence[bytes]) -> Fingerprints:
         """What is said of our logs along with these ops."""
         theirs = vv if self.known_vv is None else self.known_vv
-        decoded = [decode_op(raw) for raw in ops]
 
         def look(connection: sqlite3.Connection) -> Fingerprints:
-            return fingerprints_for(partial(find_log_hash, connection), self.node_id, vv, theirs, decoded)
+            return fingerprints_for(partial(find_log_hash, connection), self.node_id, vv, theirs, map(dots_in, ops))
 
         return self._here.database.look_up(look)
 

@@ -21,6 +21,7 @@ from protocol.codec import (
     SIZE_MAX,
     decode_op,
     digest_of,
+    dots_in,
     encode_op,
     manifest_fields,
     pack,
@@ -32,7 +33,7 @@ from protocol.codec import (
 )
 from protocol.errors import MalformedMessage
 from protocol.identity import EPOCH_BITS, SEQ_MAX, STAMP_MAX, Dot, NodeId, Origin, VersionVector
-from protocol.ops import COPIES_MAX, LiveOp, Manifest, Op, Put
+from protocol.ops import COPIES_MAX, LiveOp, Manifest, Op, Put, needs_of
 
 PUT = ["node-1", 7, 1, 0, ["a", "a.txt", 0, bytes(HASH_BYTES), "text/plain", 0, 3, []], []]
 
@@ -52,6 +53,11 @@ def check_op_or_malformed(raw: bytes) -> None:
 @given(all_ops)
 def test_an_op_comes_back_from_its_bytes(op: Op) -> None:
     assert decode_op(encode_op(op)) == op
+
+
+@given(all_ops)
+def test_the_dots_in_an_ops_bytes_are_its_own_and_those_it_names(op: Op) -> None:
+    assert dots_in(encode_op(op)) == (op.dot, needs_of(op))
 
 
 @given(all_ops)

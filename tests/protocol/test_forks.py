@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replicas.cluster import served_hashes, snapshot_of
 
-from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
+from protocol.codec import NO_LOG, decode_op, dots_in, encode_op, next_log_hash
 from protocol.forks import Fork, find_fork, fingerprints_for
 from protocol.identity import Dot, NodeId, Origin, Stamp
 from protocol.ops import Delete, Drop, Hold, Manifest, Put
@@ -50,7 +50,9 @@ def tell(teller: Replica, hearer: Replica) -> Heard:
     suffix = teller.suffix(theirs, NO_LIMIT)
     assert suffix is not None
     ops = [decode_op(raw) for raw in suffix.ops]
-    return hearer.hear(vv, fingerprints_for(teller.store.log_hash, hearer.me, vv, theirs, ops), ops, NOW)
+    return hearer.hear(
+        vv, fingerprints_for(teller.store.log_hash, hearer.me, vv, theirs, map(dots_in, map(encode_op, ops))), ops, NOW
+    )
 
 
 def end_fork(who: Replica, other: Replica, origin: Origin) -> None:
@@ -255,7 +257,7 @@ def test_an_op_that_names_one_of_another_branch_is_not_heard_even_by_who_has_bot
     _, told, misled = forked()
     origin = next(iter(told.store.version_vector()))
     hold = Hold(Dot(Origin(misled.me, 1), 1), Stamp(0), Dot(origin, 2))
-    fingerprints = fingerprints_for(misled.store.log_hash, told.me, {}, {}, [hold])
+    fingerprints = fingerprints_for(misled.store.log_hash, told.me, {}, {}, [dots_in(encode_op(hold))])
     assert told.hear({}, fingerprints, [hold], NOW).disputed == (origin,)
     assert not told.store.holds_by(misled.me)
 
@@ -300,3 +302,20 @@ def test_the_running_hash_of_a_log_says_what_is_in_it_and_in_which_order() -> No
     one, two = (encode_op(op) for op in ops)
     assert next_log_hash(next_log_hash(NO_LOG, one), two) != next_log_hash(next_log_hash(NO_LOG, two), one)
     assert next_log_hash(NO_LOG, one) != next_log_hash(NO_LOG, two) != NO_LOG
+
+
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_ops_that_come_again_are_compared_with_those_that_were_heard_before(sent: int) -> None:
+    """Whoever sends them may believe that they are news."""
+    original, told, misled = replica("p"), replica("a"), replica("b")
+    image = image_of(original)
+    for n in range(3):
+        original.put(manifest("true", n), NOW)
+        image.put(manifest("other", n), NOW)
+    tell(original, told)
+    tell(image, misled)
+    ops = [op for op in misled.store.log_after({})][:sent]
+    raws = [encode_op(op) for op in ops]
+    fingerprints = fingerprints_for(misled.store.log_hash, told.me, {}, {}, map(dots_in, raws))
+    for said in (fingerprints, {}):
+        assert told.hear({}, said, ops, NOW).disputed == (image.origin,)

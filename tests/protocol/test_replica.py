@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from replicas.cluster import snapshot_of
 
 from peer.config import Address, Config
-from protocol.codec import FILENAME_CHARS_MAX, HASH_BYTES, OP_BYTES_MAX, decode_op, encode_op
+from protocol.codec import FILENAME_CHARS_MAX, HASH_BYTES, OP_BYTES_MAX, decode_op, dots_in, encode_op
 from protocol.forks import fingerprints_for
 from protocol.identity import (
     EPOCH_BITS,
@@ -56,7 +56,7 @@ def tell(teller: Replica, hearer: Replica, wall_ms: int = NOW):
     suffix = teller.suffix(hearer.store.version_vector(), NO_LIMIT)
     ops = [decode_op(raw) for raw in suffix.ops]
     vv, theirs = teller.store.version_vector(), hearer.store.version_vector()
-    fingerprints = fingerprints_for(teller.store.log_hash, hearer.me, vv, theirs, ops)
+    fingerprints = fingerprints_for(teller.store.log_hash, hearer.me, vv, theirs, map(dots_in, map(encode_op, ops)))
     return hearer.hear(vv, fingerprints, ops, wall_ms)
 
 

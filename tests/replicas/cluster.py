@@ -18,7 +18,7 @@ from replicas.oracle import Oracle, content_of, live_under, versions_under
 from replicas.stores import StoreKind
 
 from protocol.catalog import sum_of_rows
-from protocol.codec import decode_op
+from protocol.codec import decode_op, dots_in, encode_op
 from protocol.forks import Fingerprints, find_fork, fingerprints_for, fingerprints_of_all
 from protocol.identity import Dot, NodeId, Origin, VersionVector, covers_all
 from protocol.ops import LiveOp, Manifest, Op, Put
@@ -403,7 +403,7 @@ class Cluster:
         sizes = [len(raw) for raw in suffix.ops]
         assert len(sizes) <= 1 or sum(sizes) <= request.bytes_max
         assert sizes or not suffix.more, "nothing was sent and there is more: that never ends"
-        fingerprints = fingerprints_for(hash_at, asker.me, vv, request.vv, map(decode_op, suffix.ops))
+        fingerprints = fingerprints_for(hash_at, asker.me, vv, request.vv, map(dots_in, suffix.ops))
         return Answer(asker, answerer, vv, fingerprints, suffix.ops)
 
     def _hear_from(
@@ -453,7 +453,7 @@ class Cluster:
             self._tell(teller, hearer, log[-1 - nth % len(log)])
 
     def _tell(self, teller: Peer, hearer: Peer, op: Op) -> None:
-        fingerprints = fingerprints_for(teller.store.log_hash, hearer.me, {}, {}, [op])
+        fingerprints = fingerprints_for(teller.store.log_hash, hearer.me, {}, {}, [dots_in(encode_op(op))])
         self._hear_from(hearer, teller, {}, fingerprints, [op])
 
     def send(self, asker: Peer, answerer: Peer, bytes_max: int) -> None:
