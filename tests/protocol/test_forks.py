@@ -314,7 +314,7 @@ def test_ops_that_come_again_are_compared_with_those_that_were_heard_before(sent
         image.put(manifest("other", n), NOW)
     tell(original, told)
     tell(image, misled)
-    ops = [op for op in misled.store.log_after({})][:sent]
+    ops = list(misled.store.log_after({}))[:sent]
     raws = [encode_op(op) for op in ops]
     fingerprints = fingerprints_for(misled.store.log_hash, told.me, {}, {}, map(dots_in, raws))
     for said in (fingerprints, {}):
