@@ -45,7 +45,7 @@ class Store(Protocol):
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
         """Take this origin's ops behind `seq` out of the log and the version vector; they are returned in order.
 
-        A floor above `seq` falls to it.
+        `seq` is no lower than the floor.
         """
 
     def give_up(self, marks: Iterable[bytes]) -> None:
@@ -168,10 +168,6 @@ class MemoryStore:
         hashes = self._log_hashes.get(origin, {})
         self._log_hashes[origin] = {at: known for at, known in hashes.items() if at <= seq}
         self._seen[origin] = seq
-        if self._floors.get(origin, 0) > seq:
-            self._floors[origin] = seq
-        if not self._floors.get(origin, 1):
-            del self._floors[origin]
         if not seq:
             del self._seen[origin]
         return taken

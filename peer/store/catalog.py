@@ -166,8 +166,6 @@ class SqliteStore:
         ).fetchall()
         self.connection.execute("DELETE FROM log WHERE origin = ? AND seq > ?", (row.id, seq))
         row.tail = None
-        if row.floor > seq:
-            row.floor, row.floor_hash = seq, None if seq else NO_LOG
         self.advance(origin, seq)
         return [decode_op(raw) for (raw,) in taken]
 

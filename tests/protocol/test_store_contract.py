@@ -77,7 +77,6 @@ class Pair:
             self.raise_floor,
             self.raise_floor,
             self.rewind,
-            self.rewind_below_a_floor,
             self.give_up,
             self.add_incoming,
             self.clear_incoming,
@@ -160,12 +159,7 @@ class Pair:
 
     def rewind(self, i: int, j: int, _: int) -> None:
         origin = self.origin(i)
-        self._rewind(origin, max(self.plain.vv.get(origin, 0) - j, self.plain.floors.get(origin, 0)))
-
-    def rewind_below_a_floor(self, i: int, j: int, _: int) -> None:
-        self._rewind(self.origin(i), max(self.plain.floors.get(self.origin(i), 0) - j, 0))
-
-    def _rewind(self, origin: Origin, seq: int) -> None:
+        seq = max(self.plain.vv.get(origin, 0) - j, self.plain.floors.get(origin, 0))
         taken = [op for op in self.plain.log if op.dot.origin == origin and op.dot.seq > seq]
         if origin in self.plain.vv:
             assert list(self.store.rewind(origin, seq)) == taken
@@ -175,10 +169,6 @@ class Pair:
                 del self.plain.log_hashes[dot]
             if not seq:
                 del self.plain.vv[origin]
-            if self.plain.floors.get(origin, 0) > seq:
-                self.plain.floors[origin] = seq
-            if self.plain.floors.get(origin) == 0:
-                del self.plain.floors[origin]
 
     def give_up(self, i: int, j: int, _: int) -> None:
         """Some may have been given up before."""
