@@ -34,6 +34,14 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def is_wildcard(self) -> bool:
+        """True for addresses that stand for all of a machine's, at which nobody else can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    @property
     def is_loopback(self) -> bool:
         """True for addresses only this machine can reach."""
         try:
@@ -49,10 +57,14 @@ class Config:
     node_id: str
     listen: Address
     data: Path
+    advertise: Address | None = None
+    """Where others reach this peer, with 0 for the port it listens on; None for the address it listens on."""
     facade: Address | None = None
     """The shared port of the naming service; None for a peer that does not serve it."""
     join: tuple[Address, ...] = ()
     """Peers to ask for the cluster; one that answers is enough, and none is needed once the data folder knows it."""
+    rejoin: bool = False
+    """Go over to the cluster of the peers in `join`, with all files, from one this peer founded and is alone in."""
     cluster_id: str | None = None
     """Found or join only this cluster. None: found one, or take over that of the first peer in `join` that answers."""
     copies: int = 3

@@ -21,13 +21,13 @@ from peer.gossip.client import PeerClient, PeerUnreachable
 from peer.gossip.exchange import Exchanger
 from peer.gossip.fetching import Fetching
 from peer.gossip.forks import Forks
-from peer.gossip.joining import announce, ask_cluster_id, meet_others
+from peer.gossip.joining import announce, meet_others, settle_cluster
 from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.placement import Placement
 from peer.gossip.whole_state import WholeStates
 from peer.http.app import make_app
-from peer.http.facade import serve_facade
+from peer.http.facade import check_facade, serve_facade
 from peer.http.services import Services
 from peer.store.catalog import SqliteStore
 from peer.store.chunks import ChunkStore
@@ -61,11 +61,18 @@ class Node:
         self.env = env
         self.services: Services | None = None
         self.address = config.listen
+        """Where it listens; the port that was picked, once it is bound, when 0 was asked for."""
         self._stop = trio.Event()
         self.space = Space(env, config.reserve_bytes)
         self.keeper = Keeper()
         self._exchanging = trio.Event()
         self._failure: StartError | None = None
+
+    @property
+    def advertised(self) -> Address:
+        """Where others reach this peer."""
+        told = self.config.advertise
+        return self.address if told is None else Address(told.host, told.port or self.address.port)
 
     @property
     def is_stopping(self) -> bool:
@@ -82,6 +89,10 @@ class Node:
         Raises StartError when the peer cannot start, or another one goes by its id, and StoreError when its data folder
         cannot be read.
         """
+        if self.config.listen.is_wildcard and self.config.advertise is None:
+            raise StartError(
+                f"nobody can reach a peer at {self.config.listen.host}; say with --advertise HOST where others reach it"
+            )
         with self.env.disk.lock():
             placement = Placement()
             database = Database(self.env, DATABASE, placement.targets)
@@ -103,12 +114,11 @@ class Node:
         if owner not in (None, self.config.node_id):
             raise StartError(f"the data folder belongs to {owner}; start that peer, or use another folder")
         placement.queued = await database.read(load_ranks)
-        await database.write_alone(partial(self._take_possession, database))
+        await database.write_alone(partial(self._set_damage_apart, database))
 
-    def _take_possession(self, database: Database) -> None:
-        """A step: the database is ours. Damaged rows show as a sum that is not theirs; others have what was lost."""
+    def _set_damage_apart(self, database: Database) -> None:
+        """A step: damaged rows show as a sum that is not theirs; others have what was lost."""
         store = database.store
-        set_meta_value(store.connection, "node_id", self.config.node_id)
         actual = _sum_if_readable(store)
         if actual != store.state_sum():
             log.error(
@@ -118,15 +128,34 @@ class Node:
             set_meta_value(store.connection, DAMAGED, 1)
             store.set_state_sum(catalog.sum_of_rows(store))
 
-    def _cluster_id(self, database: Database) -> str | None:
-        """The cluster this peer belongs to, founds, or is told to belong to; None when others have to say."""
+    async def _settle_cluster(self, database: Database) -> str:
+        """The cluster this peer belongs to, founds, or is told to belong to. Raises StartError."""
         known: str | None = database.look_up(lambda connection: meta_value(connection, "cluster_id"))
         wanted = self.config.cluster_id
         if known is not None and wanted not in (None, known):
             raise StartError(f"the data folder belongs to cluster {known}, not {wanted}; use another folder")
-        if known is not None or wanted is not None:
-            return known or wanted
-        return None if self.config.join else f"{self.env.chance('cluster id').getrandbits(128):032x}"
+        if wanted is not None:
+            return wanted
+        if self.join:
+            members = database.look_up(load_members)
+            knows_others = any(member.node_id != self.config.node_id for member in members)
+            return await settle_cluster(
+                self.env, self.join, known, knows_others=knows_others, rejoin=self.config.rejoin
+            )
+        if known is not None:
+            return known
+        if self.config.join:
+            raise StartError(
+                f"--join names only this peer itself ({self.advertised}); name another one, or leave it out to found a "
+                "cluster"
+            )
+        return f"{self.env.chance('cluster id').getrandbits(128):032x}"
+
+    @property
+    def join(self) -> tuple[Address, ...]:
+        """The peers to ask for the cluster: all peers may be given one list, in which each finds itself too."""
+        own = (self.address, self.advertised)
+        return tuple(address for address in self.config.join if address not in own)
 
     # --- running ---
 
@@ -166,8 +195,9 @@ class Node:
         nursery: trio.Nursery,
         server: HttpServer,
     ) -> None:
-        join = self.config.join
-        cluster_id = self._cluster_id(database) or await ask_cluster_id(self.env, join)
+        cluster_id = await self._settle_cluster(database)
+        if self.config.facade is not None:
+            await check_facade(self.env, server, self.config.facade, cluster_id)
         here, others = await self._build(database, placement, cluster_id)
         services = self._wire(here, others, datagrams)
         keep = self.keeper.keep
@@ -178,11 +208,15 @@ class Node:
         await services.gossip.keep_members()
         self.services = services
         self._exchanging.set()
-        log.info("%s serves on %s, cluster %s", self.config.node_id, self.address, cluster_id)
-        nursery.start_soon(keep, "joining", partial(announce, self.env, join, others, services.gossip.learn))
+        log.info("%s serves on %s, cluster %s", self.config.node_id, self.advertised, cluster_id)
+        # Who was told which cluster to belong to stays with it, whoever answers at an address.
+        on_stranger = None if self.config.cluster_id is not None else self._fail
+        nursery.start_soon(
+            keep, "joining", partial(announce, self.env, self.join, others, services.gossip.learn, on_stranger)
+        )
         if self.config.facade is not None:
             await nursery.start(serve_facade, server, self.config.facade, services)
-        await meet_others(others, len(join))
+        await meet_others(others, len(self.join))
         services.ready.set()
 
     async def _build(self, database: Database, placement: Placement, cluster_id: str) -> tuple[Holding, Peers]:
@@ -206,10 +240,11 @@ class Node:
         """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""
         store = database.store
         store.clear_incoming()
+        set_meta_value(store.connection, "node_id", self.config.node_id)
         set_meta_value(store.connection, "cluster_id", cluster_id)
         members = load_members(store.connection)
         lives = [member.incarnation for member in members if member.node_id == self.config.node_id]
-        me = Member(NodeId(self.config.node_id), str(self.address), max(lives, default=0) + 1)
+        me = Member(NodeId(self.config.node_id), str(self.advertised), max(lives, default=0) + 1)
         save_members(store, (me,))
         return me, members
 
@@ -261,9 +296,14 @@ class Node:
 
     def _on_doubled(self, address: str) -> None:
         """Another process was there first under this id: this one ends, with its disk as it is."""
-        self._failure = StartError(
-            f"a peer named {self.config.node_id} runs at {address} already; stop that one, or use another --id here"
+        self._fail(
+            StartError(
+                f"a peer named {self.config.node_id} runs at {address} already; stop that one, or use another --id here"
+            )
         )
+
+    def _fail(self, reason: StartError) -> None:
+        self._failure = reason
         self.stop()
 
     async def _on_met(self, node_id: NodeId) -> None:

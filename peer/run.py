@@ -5,21 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import trio
 
-from peer.config import Config
+from peer.config import Address, Config
 from peer.node import Node
 from peer.world.env import StartError, StoreError
+from peer.world.sockets import own_host_towards, own_hosts
 from peer.world.system import SystemEnv
 
 log = logging.getLogger("minidfs")
 
 HUNG_CALL_S = 15.0
 """After the grace for running requests: a disk call that hangs cannot be cancelled, only left behind."""
+
+SOMEWHERE_ELSE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses of no machine (RFC 5737, RFC 3849): the way there is the way out of this one."""
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
 
@@ -30,11 +36,29 @@ def run_peer(config: Config) -> int:
     Raises StartError when it cannot start, StoreError when its data folder cannot be read.
     """
     set_up_logging(config.log_level)
+    config = _reachable(config)
     failures: list[Exception] = []
     trio.run(_run, config, failures)
     if failures:
         raise failures[0]
     return 0
+
+
+def _reachable(config: Config) -> Config:
+    """With the address at which others reach a peer that listens on all of them, when nobody said which."""
+    if config.advertise is not None or not config.listen.is_wildcard:
+        return config
+    family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
+    places = [*config.join, Address(SOMEWHERE_ELSE[family], 9)]
+    hosts = [own_host_towards(place.host, place.port, family) for place in places]
+    hosts += own_hosts() if family == socket.AF_INET else []
+    host = next(filter(None, hosts), None)
+    if host is None:
+        raise StartError(
+            f"cannot tell at which address others reach a peer on {config.listen.host}; say it with --advertise HOST"
+        )
+    log.info("others are told to reach this peer at %s; --advertise says otherwise", host)
+    return replace(config, advertise=Address(host, config.listen.port))
 
 
 def set_up_logging(level: str) -> None:

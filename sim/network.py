@@ -263,6 +263,9 @@ class VirtualHttpServer:
         self._listeners.append(listener)
         return [listener]
 
+    async def check(self, address: Address, *, shared: bool) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def shut_down(self, grace_s: float) -> None:
         for listener in self._listeners:
             self._network.leave(listener)

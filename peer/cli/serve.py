@@ -23,6 +23,20 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error)) from error
 
 
+def _advertised(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Address | None:
+    if value is None:
+        return None
+    has_port = value.rpartition(":")[2].isdecimal() and (value.startswith("[") or value.count(":") == 1)
+    bare = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
+    try:
+        address = Address.parse(value if has_port else f"{bare}:0")
+    except ConfigError:
+        raise click.BadParameter(f"{value!r} is no place; write HOST or HOST:PORT, as 192.168.1.7") from None
+    if address.is_wildcard:
+        raise click.BadParameter(f"nobody can reach a peer at {address.host}; write one address of this machine")
+    return address
+
+
 def _addresses(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Address, ...]:
     return tuple(address for value in values if (address := _address(ctx, param, value)) is not None)
 
@@ -62,6 +76,12 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> floa
     "--listen", metavar="HOST:PORT", callback=_address, required=True, help="The peer's own address, as 127.0.0.1:8002."
 )
 @click.option(
+    "--advertise",
+    metavar="HOST[:PORT]",
+    callback=_advertised,
+    help="Where other peers reach this one.  [default: where it listens; for 0.0.0.0 the address towards the others]",
+)
+@click.option(
     "--facade", metavar="HOST:PORT", callback=_address, help="The address that all peers of this machine share."
 )
 @click.option(
@@ -70,6 +90,11 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> floa
     callback=_addresses,
     multiple=True,
     help="A peer of the cluster to join; may be repeated.",
+)
+@click.option(
+    "--rejoin",
+    is_flag=True,
+    help="Go over to the cluster of the peers in --join with all files, from one that this peer is alone in.",
 )
 @click.option(
     "--data",
@@ -103,8 +128,10 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> floa
 def serve(
     node_id: str,
     listen: Address,
+    advertise: Address | None,
     facade: Address | None,
     join: tuple[Address, ...],
+    rejoin: bool,
     data: Path,
     copies: int,
     heal_interval: float,
@@ -117,11 +144,15 @@ def serve(
 
     Ctrl-C or SIGTERM stops it: running requests finish, for 10 seconds at most.
     """
+    if rejoin and (not join or cluster_id is not None):
+        raise click.UsageError("--rejoin goes where the peers of --join are: it needs --join and no --cluster-id")
     config = Config(
         node_id=node_id,
         listen=listen,
+        advertise=advertise,
         facade=facade,
         join=join,
+        rejoin=rejoin,
         data=data.absolute(),
         copies=copies,
         heal_interval_s=heal_interval,

@@ -162,18 +162,6 @@ class PeerClient:
                 raise ProtocolError("an upload is answered with an object")
         return response.status_code, answer
 
-    async def cluster_id_at(self, address: str) -> object:
-        """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""
-        with translated(address):
-            response = await self._http.get(f"http://{address}/health")
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict) or "cluster_id" not in answer:
-            return "none at all"
-        return answer["cluster_id"]
-
     async def _call(
         self,
         peer: Member,

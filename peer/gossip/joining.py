@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 import trio
@@ -11,7 +12,7 @@ import trio
 from peer.config import Address
 from peer.gossip.client import CONNECT_TIMEOUT_S, PeerUnreachable, said_in, translated
 from peer.gossip.peers import Peers
-from peer.world.env import Env
+from peer.world.env import Clock, Env, StartError
 from protocol import messages
 from protocol.errors import MalformedMessage
 from protocol.identity import Member
@@ -19,6 +20,8 @@ from protocol.identity import Member
 log = logging.getLogger("minidfs.joining")
 
 RETRY_S = 1.0
+REMIND_S = 300.0
+"""What goes on being wrong is said so often."""
 MEET_TIMEOUT_S = 3.0
 MEET_POLL_S = 0.05
 
@@ -29,9 +32,13 @@ async def join(env: Env, address: Address, cluster_id: str, me: Member | None) -
     `cluster_id` is empty for a peer that takes any. Raises PeerUnreachable, also when it belongs to another one.
     """
     body = messages.encode_join(cluster_id, me)
-    async with httpx.AsyncClient(transport=env.http_transport(), trust_env=False, timeout=CONNECT_TIMEOUT_S) as http:
+    async with _client(env) as http:
         with translated(str(address)):
             response = await http.post(f"http://{address}/peer/join", content=body)
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        raise PeerUnreachable(
+            f"{address} belongs to no cluster yet; if none of them does, start one of them without --join to found one"
+        )
     if response.status_code != httpx.codes.OK:
         raise PeerUnreachable(f"{address} refused: {said_in(response)}")
     try:
@@ -40,32 +47,125 @@ async def join(env: Env, address: Address, cluster_id: str, me: Member | None) -
         raise PeerUnreachable(f"{address} does not answer as a peer does: {error}") from None
 
 
-async def ask_cluster_id(env: Env, addresses: tuple[Address, ...]) -> str:
-    """Ask peers for the cluster to join, one after the other, until one answers."""
+async def cluster_at(env: Env, address: Address) -> object:
+    """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""
+    async with _client(env) as http:
+        with translated(str(address)):
+            response = await http.get(f"http://{address}/health")
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or "cluster_id" not in answer:
+        return "none at all"
+    return answer["cluster_id"]
+
+
+def _client(env: Env) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=env.http_transport(), trust_env=False, timeout=CONNECT_TIMEOUT_S)
+
+
+async def settle_cluster(
+    env: Env, addresses: tuple[Address, ...], known: str | None, *, knows_others: bool, rejoin: bool
+) -> str:
+    """Find the cluster that a peer told to join these belongs to: the one its folder knows, or that of those peers.
+
+    Waits, without one of its own or with `rejoin`, until one of them answers. Raises StartError when they belong to
+    another cluster than the folder and the peer was not told to go over to it.
+    """
+    if known is None:
+        return await _ask_until_answered(env, addresses)
+    answers = await _ask_all(env, addresses)
+    if known in answers.values():
+        return known
+    if not answers:
+        return await _ask_until_answered(env, addresses) if rejoin and not knows_others else known
+    address, theirs = next(iter(answers.items()))
+    if knows_others:
+        raise StartError(
+            f"the data folder belongs to cluster {known}, which has other members, but {address} to {theirs}; "
+            "join one of its own members, or use another folder"
+        )
+    if not rejoin:
+        raise _other_cluster(known, address, theirs)
+    log.warning("going over from cluster %s to %s, with all files", known, theirs)
+    return theirs
+
+
+def _other_cluster(known: str, address: Address, theirs: str) -> StartError:
+    return StartError(
+        f"this peer is alone in cluster {known}, and {address} belongs to another one ({theirs}); add --rejoin to go "
+        "over to that one with all files, or use another data folder"
+    )
+
+
+async def _ask_all(env: Env, addresses: tuple[Address, ...]) -> dict[Address, str]:
+    """The clusters of those peers that answer within a moment."""
+    answers: dict[Address, str] = {}
+
+    async def ask(address: Address) -> None:
+        with suppress(PeerUnreachable):
+            answers[address], _ = await join(env, address, "", None)
+
+    async with trio.open_nursery() as nursery:
+        for address in addresses:
+            nursery.start_soon(ask, address)
+    return {address: answers[address] for address in addresses if address in answers}
+
+
+async def _ask_until_answered(env: Env, addresses: tuple[Address, ...]) -> str:
+    complaints = _Complaints(env.clock)
     while True:
         for address in addresses:
             try:
                 cluster_id, _ = await join(env, address, "", None)
             except PeerUnreachable as error:
-                log.warning("joining: %s", error)
+                complaints.say(address, f"waiting for a cluster to join: {error}")
             else:
                 return cluster_id
         await trio.sleep(RETRY_S)
 
 
 async def announce(
-    env: Env, addresses: tuple[Address, ...], others: Peers, learn: Callable[[tuple[Member, ...]], None]
+    env: Env,
+    addresses: tuple[Address, ...],
+    others: Peers,
+    learn: Callable[[tuple[Member, ...]], None],
+    on_stranger: Callable[[StartError], None] | None,
 ) -> None:
-    """Tell peers of this one until one has answered, unless it knows others already."""
+    """Tell peers of this one until one has answered, unless it knows others already.
+
+    `on_stranger` is told when one of them turns out to belong to another cluster; without it that is only logged.
+    """
+    complaints = _Complaints(env.clock)
     while len(others.membership.members()) == 1 and addresses:
         for address in addresses:
             try:
-                _, members = await join(env, address, others.cluster_id, others.membership.me)
+                theirs, _ = await join(env, address, "", None)
+                if theirs == others.cluster_id:
+                    learn((await join(env, address, theirs, others.membership.me))[1])
+                elif on_stranger is None:
+                    complaints.say(address, f"{address} belongs to another cluster ({theirs})", logging.ERROR)
+                else:
+                    on_stranger(_other_cluster(others.cluster_id, address, theirs))
+                    return
             except PeerUnreachable as error:
-                log.info("joining: %s", error)
-            else:
-                learn(members)
+                complaints.say(address, f"not joined yet, this peer is alone: {error}")
         await trio.sleep(RETRY_S)
+
+
+class _Complaints:
+    """Says what is wrong with an address when that is new, and from then on every few minutes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._said: dict[Address, tuple[str, float]] = {}
+
+    def say(self, about: Address, sentence: str, level: int = logging.WARNING) -> None:
+        before, said_at = self._said.get(about, ("", 0.0))
+        if sentence != before or self._clock.now() - said_at >= REMIND_S:
+            self._said[about] = sentence, self._clock.now()
+            log.log(level, "%s", sentence)
 
 
 async def meet_others(others: Peers, expected: int) -> None:

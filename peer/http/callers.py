@@ -30,7 +30,7 @@ class Callers:
         self.app = app
         self._config = config
         self._services = services
-        own = [config.listen, *filter(None, [config.facade])]
+        own = [config.listen, *filter(None, [config.facade, config.advertise])]
         self._names = {_plain(name) for name in (*(address.host for address in own), config.hostname, *config.names)}
         self._is_loopback = config.listen.is_loopback
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
 from peer.config import Address
 from peer.gossip.client import PeerUnreachable
+from peer.gossip.joining import cluster_at
 from peer.http.services import Services
-from peer.world.env import HttpServer, Listener, StartError
+from peer.world.env import Env, HttpServer, Listener, StartError
 
 log = logging.getLogger("minidfs.facade")
 
@@ -24,6 +26,18 @@ RETRY_S = 1.0
 CHECK_TIMEOUT_S = 2.0
 
 
+async def check_facade(env: Env, server: HttpServer, facade: Address, cluster_id: str) -> None:
+    """Make sure, before this peer founds or joins anything, that it can serve the port, with peers of its cluster only.
+
+    Raises StartError.
+    """
+    with trio.move_on_after(CHECK_TIMEOUT_S), suppress(PeerUnreachable):
+        if await cluster_at(env, facade) not in (None, cluster_id):
+            raise StartError(f"port {facade.port} serves another cluster; choose another with --facade")
+    if env.shares_ports:
+        await server.check(facade, shared=True)
+
+
 async def serve_facade(
     server: HttpServer,
     facade: Address,
@@ -34,7 +48,6 @@ async def serve_facade(
 
     Raises StartError when something else has it.
     """
-    await _check_cluster(facade, services)
     is_started = False
     while True:
         try:
@@ -57,17 +70,6 @@ async def serve_facade(
             return
         log.warning("stopped serving %s; taking it again", facade)
         await trio.sleep(RETRY_S)
-
-
-async def _check_cluster(facade: Address, services: Services) -> None:
-    """Make sure that whoever serves the facade's port is of our cluster. Raises StartError."""
-    with trio.move_on_after(CHECK_TIMEOUT_S):
-        try:
-            cluster_id = await services.others.client.cluster_id_at(str(facade))
-        except PeerUnreachable:
-            return
-        if cluster_id not in (None, services.others.cluster_id):
-            raise StartError(f"port {facade.port} serves another cluster; choose another with --facade")
 
 
 def _close_all(listeners: Sequence[Listener]) -> None:

@@ -189,6 +189,9 @@ class HttpServer(Protocol):
         The app finds `name` in `scope["state"]["listener"]`. Raises StartError when the port is taken.
         """
 
+    async def check(self, address: Address, *, shared: bool) -> None:
+        """Raises StartError when `listen` could not take the port now."""
+
     async def shut_down(self, grace_s: float) -> None:
         """Refuse new requests, give running ones this long to finish, then end them."""
 

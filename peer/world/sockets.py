@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,9 @@ from peer.world.server import Server
 
 DATAGRAM_BUFFER_BYTES = 65_536
 LISTEN_BACKLOG = 1024
+
+_SIOCGIFADDR = 0x8915
+"""The address of an interface (netdevice(7))."""
 
 
 class SystemDatagrams:
@@ -81,6 +85,9 @@ class SystemHttpServer:
             sock.listen(LISTEN_BACKLOG)
         return [SystemListener(self._server, sock, name) for sock in sockets]
 
+    async def check(self, address: Address, *, shared: bool) -> None:
+        (await bound(address, socket.SOCK_STREAM, shared=shared)).close()
+
     async def shut_down(self, grace_s: float) -> None:
         await self._server.shut_down(grace_s)
 
@@ -92,6 +99,34 @@ class _NoSuchAddress(StartError):
 def shares_ports() -> bool:
     """Whether connections to a port that several processes listen on are shared out among them."""
     return hasattr(socket, "SO_REUSEPORT") and sys.platform.startswith(("linux", "freebsd"))
+
+
+def own_host_towards(host: str, port: int, family: socket.AddressFamily) -> str | None:
+    """The address of this machine that packets to that place would come from; None when there is no way there.
+
+    Nothing is sent: connecting a datagram socket only looks the way up.
+    """
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            return str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return None
+
+
+def own_hosts() -> list[str]:
+    """The IPv4 addresses of this machine's interfaces but loopback, where the system tells (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return []
+    import fcntl
+
+    hosts = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                hosts.append(socket.inet_ntoa(answer[20:24]))
+    return [host for host in hosts if not Address(host, 0).is_loopback]
 
 
 async def bound(address: Address, kind: socket.SocketKind, *, shared: bool) -> trio.socket.SocketType:
