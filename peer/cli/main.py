@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from peer.cli.cluster import cluster
+from peer.cli.files import get, ls, put, rm
 from peer.cli.serve import serve
 
 EXIT_INTERRUPTED = 130
@@ -27,8 +28,8 @@ def minidfs(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-minidfs.add_command(serve)
-minidfs.add_command(cluster)
+for _command in (cluster, serve, put, get, ls, rm):
+    minidfs.add_command(_command)
 
 
 def main() -> int:

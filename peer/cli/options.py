@@ -1,0 +1,67 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+"""The port all peers of a local cluster share."""
+
+
+def read_url(text: str) -> str:
+    """The URL of a peer, from `http://HOST:PORT` or `HOST:PORT`. Raises ValueError."""
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is no address of a peer; write http://HOST:PORT, as {DEFAULT_URL}")
+    if parts.port is None:
+        raise ValueError(f"{text!r} names no port; write http://HOST:PORT, as {DEFAULT_URL}")
+    return f"http://{parts.netloc}"
+
+
+def _urls(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(read_url(value) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+to_option = click.option(
+    "--to",
+    "urls",
+    metavar="URL",
+    multiple=True,
+    default=(DEFAULT_URL,),
+    show_default=DEFAULT_URL,
+    callback=_urls,
+    envvar="MINIDFS_TO",
+    help="A peer to ask; may be repeated, for when one does not answer.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def print_json(value: object) -> None:
+    """Print a value for a script to read."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def asking(command: Command) -> Command:
+    """For a command that asks a cluster: gives it `--to`, and the cluster as its first argument."""
+
+    @to_option
+    @functools.wraps(command)
+    def ask(*args: Any, urls: tuple[str, ...], **kwargs: Any) -> Any:
+        from peer.cli.remote import Remote
+
+        with Remote(urls) as remote:
+            return command(remote, *args, **kwargs)
+
+    return ask  # type: ignore[return-value]
