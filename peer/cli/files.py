@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peer.cli.options import asking, json_option, print_json
+from peer.cli.options import asking, complete_keys, json_option, print_json
 from peer.locks import try_lock
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ PAGE = 1000
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @click.option("--id", "key", metavar="KEY", help="Upload under this id, in place of what has it.  [default: a new one]")
 @click.option("--name", metavar="NAME", help="Call it so.  [default: the file's own name, or stdin]")
 @click.option("--copies", type=click.IntRange(min=1), help="Copies to make.  [default: the peer's setting, usually 3]")
@@ -88,7 +88,7 @@ def _receipt_line(receipt: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", shell_complete=complete_keys)
 @click.option(
     "-o", "--output", metavar="FILE", help="Save it here, `-` for standard output.  [default: the file's own name]"
 )
@@ -188,7 +188,7 @@ def _listed(remote: Remote, prefix: str | None, limit: int | None) -> Iterator[d
 
 
 @click.command()
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True, shell_complete=complete_keys)
 @asking
 def rm(remote: Remote, keys: tuple[str, ...]) -> int:
     """Delete files by their ids, everywhere and for ever."""

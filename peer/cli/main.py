@@ -7,9 +7,11 @@ The modules of the commands import only click; trio, rich and the peer itself ar
 from __future__ import annotations
 
 import click
+from click.shell_completion import get_completion_class
 
 from peer.cli.cluster import cluster
 from peer.cli.files import get, ls, put, rm
+from peer.cli.looking import nodes, queue, recover, status
 from peer.cli.serve import serve
 
 EXIT_INTERRUPTED = 130
@@ -28,7 +30,19 @@ def minidfs(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (cluster, serve, put, get, ls, rm):
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, options, nodes and files.
+
+    For bash, as a line of ~/.bashrc:  eval "$(minidfs completion bash)"
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(minidfs, {}, "minidfs", "_MINIDFS_COMPLETE").source())
+
+
+for _command in (cluster, serve, put, get, ls, rm, status, nodes, queue, recover, completion):
     minidfs.add_command(_command)
 
 

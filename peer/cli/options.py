@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -44,6 +45,30 @@ to_option = click.option(
     envvar="MINIDFS_TO",
     help="A peer to ask; may be repeated, for when one does not answer.",
 )
+
+
+def _found(path: str, field: str, ctx: click.Context, beginning: str) -> list[str]:
+    """For a shell that completes a word: what a peer lists, nothing when none answers."""
+    from peer.cli.remote import Remote
+
+    with Remote(ctx.params.get("urls") or (os.environ.get("MINIDFS_TO") or DEFAULT_URL).split()) as remote:
+        try:
+            found = remote.json("GET", path)
+        except click.ClickException:
+            return []
+    rows = found if isinstance(found, list) else found["files"]
+    return sorted(str(row[field]) for row in rows if str(row[field]).startswith(beginning))
+
+
+def complete_nodes(ctx: click.Context, _param: click.Parameter, beginning: str) -> list[str]:
+    """The nodes whose ids begin so."""
+    return _found("/nodes", "id", ctx, beginning)
+
+
+def complete_keys(ctx: click.Context, _param: click.Parameter, beginning: str) -> list[str]:
+    """The newest files whose ids begin so."""
+    return _found("/files?limit=1000", "file_key", ctx, beginning)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 

@@ -100,12 +100,11 @@ class Remote:
 
         return self.first_answer(ask)
 
-    def json_at(self, url: str, path: str) -> tuple[int, Any] | None:
-        """Status and JSON that this very peer answers; None when it does not."""
+    def answer_of(self, url: str, path: str) -> httpx.Response | None:
+        """What this very peer answers, a refusal too; None when it does not answer."""
         try:
-            response = self.http.get(url + path, timeout=HANG_TIMEOUT_S)
-            return response.status_code, response.json()
-        except (httpx.TransportError, ValueError):
+            return self.http.get(url + path, timeout=HANG_TIMEOUT_S)
+        except httpx.TransportError:
             return None
 
     def _meet(self) -> list[str]:

@@ -141,3 +141,76 @@ async def test_a_cluster_that_is_not_there_is_said_in_one_line(tmp_path: Path) -
         cli = CommandLine(peers, tmp_path / "work")
     for words in (["ls"], ["put", __file__], ["get", "a"], ["rm", "a"]):
         assert "start some with minidfs cluster, or say where with --to URL" in await cli.failure(*words)
+
+
+@within(120)
+async def test_the_state_of_a_cluster_is_told_with_what_to_do(tmp_path: Path) -> None:
+    async with running_peers(tmp_path / "data") as peers:
+        cli = CommandLine(peers, tmp_path / "work")
+        assert await cli.out("status") == "No files yet; 3 of 3 peers are up.\n"
+        await peers.upload("node-1", b"first")
+        assert await cli.out("status") == "The file has its copies; 3 of 3 peers are up.\n"
+        assert [node["id"] for node in await cli.json("nodes")] == ["node-1", "node-2", "node-3"]
+        assert (await cli.out("nodes")).splitlines()[0].split() == [
+            "NODE",
+            "STATE",
+            "ADDRESS",
+            "LATENCY",
+            "LAST",
+            "HEARD",
+        ]
+
+        await peers.local.kill("node-2")
+        receipt = await peers.upload("node-1", b"second")
+        await peers.wait_all_see_each_other()
+        done = await cli.run("status")
+        assert done.returncode == 1
+        lines = done.stdout.decode().splitlines()
+        assert lines[0] == "2 files; 1 copy missing; 2 of 3 peers are up."
+        assert any(line.startswith("node-2 is down: it last answered at ") for line in lines)
+        assert "  next: none; they are fetched when node-2 is back" in lines
+        found = json.loads((await cli.run("status", "--json")).stdout)
+        assert [problem["what"] for problem in found["problems"]] == ["node-2 is down", "1 copy missing on node-2"]
+        (item,) = await cli.json("queue", "--status", "pending", "--node", "node-2")
+        assert item["file_key"] == receipt["file_id"]
+        assert "node-2 is down" in await cli.failure("recover", "node-2")
+
+        await peers.local.start("node-2")
+        assert (await cli.out("recover", "node-2")) in ("node-2 lacks nothing\n", "node-2 fetched 1 of 1 files\n")
+        await peers.wait_held_by_all(receipt["file_id"])
+        assert await cli.out("status") == "All 2 files have their copies; 3 of 3 peers are up.\n"
+        assert f"{receipt['file_id']}  node-2  COMPLETED" in await cli.out("queue")
+        assert "is no node of this cluster" in await cli.failure("recover", "node-9")
+
+
+@POSIX_ONLY
+@within(120)
+async def test_a_peer_that_hangs_is_a_problem(tmp_path: Path) -> None:
+    async with running_peers(tmp_path / "data") as peers:
+        cli = CommandLine(peers, tmp_path / "work")
+        cli.variables["MINIDFS_TO"] = peers.url("node-1")
+        os.kill(peers.pid("node-3"), signal.SIGSTOP)
+        try:
+            done = await cli.run("status")
+        finally:
+            os.kill(peers.pid("node-3"), signal.SIGCONT)
+        assert done.returncode == 1
+        assert "node-3 does not answer here" in done.stdout.decode() or "node-3 is down" in done.stdout.decode()
+
+
+@within(60)
+async def test_a_shell_completes_commands_nodes_and_files(tmp_path: Path) -> None:
+    async with running_peers(tmp_path / "data", nodes=2) as peers:
+        cli = CommandLine(peers, tmp_path / "work")
+        receipt = await peers.upload("node-1", b"first")
+        assert "_MINIDFS_COMPLETE=bash_complete" in await cli.out("completion", "bash")
+
+        async def completed(*words: str) -> str:
+            line = " ".join(["minidfs", *words])
+            count = str(len(words))
+            cli.variables |= {"_MINIDFS_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": count}
+            return (await cli.run()).stdout.decode()
+
+        assert "plain,recover" in await completed("rec")
+        assert await completed("recover", "n") == "plain,node-1\nplain,node-2\n"
+        assert await completed("rm", receipt["file_id"][:4]) == f"plain,{receipt['file_id']}\n"

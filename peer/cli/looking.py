@@ -1,0 +1,162 @@
+"""`minidfs nodes`, `queue`, `recover`, `status`: how a cluster is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from peer.cli.options import asking, complete_nodes, json_option, print_json
+
+if TYPE_CHECKING:
+    import httpx
+
+    from peer.cli.diagnosis import Diagnosis, Lacking, NodeSeen
+    from peer.cli.remote import Remote
+
+MISSING = ("PENDING", "IN_PROGRESS", "FAILED")
+QUEUE_MAX = 10_000
+READY_PATH = "/health/ready"
+
+_DAMAGED = re.compile(r"^minidfs_damaged (\S+)$", re.MULTILINE)
+_DISPUTED = re.compile(r"^minidfs_disputed_logs\{[^}]*\} (\S+)$", re.MULTILINE)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns under each other."""
+    lines = [[str(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@click.command()
+@json_option
+@asking
+def nodes(remote: Remote, as_json: bool) -> None:
+    """List the peers and whether they are up."""
+    found = remote.json("GET", "/nodes")
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (node["id"], node["state"], node["address"], _latency(node), node["last_heartbeat"] or "never")
+        for node in found
+    ]
+    print_table(("NODE", "STATE", "ADDRESS", "LATENCY", "LAST HEARD"), rows)
+
+
+def _latency(node: dict[str, Any]) -> str:
+    return "-" if node["status"] == "DOWN" else f"{node['latency_ms']} ms"
+
+
+@click.command()
+@click.option("--node", metavar="NODE", shell_complete=complete_nodes, help="Copies for this node.  [default: for all]")
+@click.option(
+    "--status",
+    type=click.Choice(["PENDING", "IN_PROGRESS", "COMPLETED", "FAILED"], case_sensitive=False),
+    help="Copies of which this is true.  [default: all]",
+)
+@json_option
+@asking
+def queue(remote: Remote, node: str | None, status: str | None, as_json: bool) -> None:
+    """List copies that are missing, and those that were fetched within 24 hours."""
+    wanted = {"node_id": node, "status": status and status.upper()}
+    params = {name: value for name, value in wanted.items() if value is not None}
+    items = remote.json("GET", "/replication-queue", {**params, "limit": str(QUEUE_MAX)})["items"]
+    if as_json:
+        print_json(items)
+        return
+    rows = [
+        (item["file_key"], item["target_node_id"], item["status"], item["retry_count"], item["error_message"] or "")
+        for item in items
+    ]
+    print_table(("FILE", "FOR", "STATUS", "TRIES", "ERROR"), rows)
+
+
+@click.command()
+@click.argument("node", shell_complete=complete_nodes)
+@json_option
+@asking
+def recover(remote: Remote, node: str, as_json: bool) -> int:
+    """Make a node fetch all it lacks, now, and wait until it has."""
+    from urllib.parse import quote
+
+    found = remote.json("POST", f"/nodes/{quote(node, safe='')}/recover", timeout_s=None)
+    if as_json:
+        print_json(found)
+    elif found["total"] == 0:
+        click.echo(f"{node} lacks nothing")
+    else:
+        click.echo(f"{node} fetched {found['success']} of {found['total']} files")
+    return 1 if found["failed"] else 0
+
+
+@click.command()
+@json_option
+@asking
+def status(remote: Remote, as_json: bool) -> int:
+    """Say in one sentence how the cluster is, and what to do about each problem.
+
+    Exit code 1 when there are problems.
+    """
+    from peer.cli.diagnosis import diagnose
+
+    files = remote.json("GET", "/files", {"limit": "1"})["total"]
+    seen = [_look_at(remote, node) for node in remote.json("GET", "/nodes")]
+    found = diagnose(files, seen, _lacking(remote))
+    if as_json:
+        print_json({"files": files, "nodes": [asdict(node) for node in seen], **asdict(found)})
+    else:
+        _print(found)
+    return 1 if found.problems else 0
+
+
+def _look_at(remote: Remote, node: dict[str, Any]) -> NodeSeen:
+    """A member as others see it and, when it is up, as it answers itself."""
+    from peer.cli.diagnosis import NodeSeen
+
+    is_up = node["status"] == "UP"
+    known = (node["id"], node["address"], is_up, node["last_heartbeat"])
+    if not is_up:
+        return NodeSeen(*known)
+    ready = remote.answer_of(node["address"], READY_PATH)
+    counted = remote.answer_of(node["address"], "/metrics")
+    if ready is None or counted is None:
+        return NodeSeen(*known, answers=False)
+    return NodeSeen(
+        *known,
+        not_ready=None if ready.is_success else _reason_in(ready),
+        is_damaged=any(float(value) for value in _DAMAGED.findall(counted.text)),
+        disputed_logs=sum(int(float(value)) for value in _DISPUTED.findall(counted.text)),
+    )
+
+
+def _reason_in(refusal: httpx.Response) -> str:
+    try:
+        return str(refusal.json()["error"])
+    except (ValueError, TypeError, KeyError):
+        return f"it answers with status {refusal.status_code}"
+
+
+def _lacking(remote: Remote) -> list[Lacking]:
+    from peer.cli.diagnosis import Lacking
+
+    counts: dict[str, int] = {}
+    errors: dict[str, str] = {}
+    for state in MISSING:
+        for item in remote.json("GET", "/replication-queue", {"status": state, "limit": str(QUEUE_MAX)})["items"]:
+            node_id = item["target_node_id"]
+            counts[node_id] = counts.get(node_id, 0) + 1
+            if item["error_message"]:
+                errors[node_id] = item["error_message"]
+    return [Lacking(node_id, count, errors.get(node_id)) for node_id, count in sorted(counts.items())]
+
+
+def _print(found: Diagnosis) -> None:
+    click.echo(found.sentence)
+    for problem in found.problems:
+        click.echo(f"\n{problem.what}: {problem.why}\n  next: {problem.next_step}")
