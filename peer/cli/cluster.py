@@ -12,20 +12,23 @@ import shutil
 import signal
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     import trio
 
-    from peer.cluster import Answer, LocalCluster, PeerExited, PeerWrote
+    from peer.cluster import Answer, Event, LocalCluster, PeerHangs
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
+TABLE_S = 1.0
+"""Between two looks at the peers, where a table of them is shown."""
+TABLE_S_MAX = 5.0
+
 # The terminal's window closed, or Ctrl-Break: the peers are in groups of their own and would live on.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
@@ -47,20 +50,27 @@ _data_option = click.option(
 @click.option("--nodes", type=click.IntRange(min=1), help="Number of peers.  [default: 3, or as the folder has]")
 @click.option("--base-port", type=click.IntRange(1, 65535), help="Port of node-1; the others follow.  [default: 8001]")
 @click.option("--facade-port", type=click.IntRange(1, 65535), help="Port that all peers share.  [default: 8080]")
+@click.option("--grow", is_flag=True, help="Let --nodes make an existing cluster larger, for good.")
 @_data_option
 @click.pass_context
 def cluster(
-    ctx: click.Context, nodes: int | None, base_port: int | None, facade_port: int | None, data: Path | None
+    ctx: click.Context,
+    nodes: int | None,
+    base_port: int | None,
+    facade_port: int | None,
+    grow: bool,
+    data: Path | None,
 ) -> int:
     """Run a local cluster in the foreground, one process a peer.
 
     The same folder continues the same cluster. Ctrl-C stops all peers; the commands below act on one, from another
-    terminal.
+    terminal. Settings of the peers, as MINIDFS_COPIES, are taken from variables and the settings file.
     """
     ctx.obj = data
     if ctx.invoked_subcommand is not None:
         return 0
-    return _supervise((data or default_folder()).absolute(), nodes, base_port, facade_port)
+    settings = {"nodes": nodes, "base_port": base_port, "facade_port": facade_port, "grow": grow}
+    return _supervise((data or default_folder()).absolute(), settings)
 
 
 @cluster.command()
@@ -101,7 +111,7 @@ def status(group_data: Path | None, data: Path | None, as_json: bool) -> None:
         click.echo(json.dumps([asdict(peer) for peer in peers], indent=2))
         return
     for peer in peers:
-        state = "down" if peer.pid is None else f"running  process {peer.pid}"
+        state = "down" if peer.pid is None else f"{'hangs' if peer.hangs else 'running'}  process {peer.pid}"
         click.echo(f"{peer.node_id:<10}{peer.address:<18}{state}")
 
 
@@ -114,14 +124,14 @@ def _order(data: Path | None, command: str, node: str = "") -> Answer:
         raise click.ClickException(str(error)) from error
 
 
-def _supervise(data: Path, nodes: int | None, base_port: int | None, facade_port: int | None) -> int:
+def _supervise(data: Path, settings: Mapping[str, Any]) -> int:
     import trio
 
     from peer.cluster import ClusterError
     from peer.config import ConfigError
 
     try:
-        trio.run(partial(_run, data, nodes, base_port, facade_port))
+        trio.run(_run, data, settings)
     except ClusterError as error:
         raise click.ClickException(str(error)) from error
     except ConfigError as error:
@@ -129,21 +139,19 @@ def _supervise(data: Path, nodes: int | None, base_port: int | None, facade_port
     return 0
 
 
-async def _run(data: Path, nodes: int | None, base_port: int | None, facade_port: int | None) -> None:
+async def _run(data: Path, settings: Mapping[str, Any]) -> None:
     import trio
 
     from peer.cluster import open_cluster
 
     screen = _Screen(data)
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-        async with open_cluster(
-            data, nodes=nodes, base_port=base_port, facade_port=facade_port, tell=screen.show
-        ) as opened:
+        async with open_cluster(data, **settings, tell=screen.show) as opened:
             with trio.CancelScope() as serving:
                 opened.nursery.start_soon(_stop_on_signal, signals, serving, opened, screen)
                 await opened.start_all()
                 screen.show_what_to_try(opened)
-                await trio.sleep_forever()
+                await screen.show_table(opened)
         screen.say("all peers have stopped")
 
 
@@ -170,16 +178,44 @@ class _Screen:
     def say(self, line: str = "") -> None:
         self._print(line)
 
-    def show(self, event: PeerWrote | PeerExited) -> None:
-        from peer.cluster import PeerExited
+    def show(self, event: Event) -> None:
+        from peer.cluster import PeerHangs, PeerWrote
 
-        if not isinstance(event, PeerExited):
+        if isinstance(event, PeerWrote):
             self._print(event.line, node_id=event.node_id)
+        elif isinstance(event, PeerHangs):
+            self._print(self._about_hanging(event), node_id=event.node_id)
         elif event.ordered:
             self._print(f"ended ({event.how})", node_id=event.node_id)
         else:
             again = _own_command("start", event.node_id, *self._data_option)
             self._print(f"ended by itself ({event.how}); start it again with: {again}", node_id=event.node_id)
+
+    def _about_hanging(self, event: PeerHangs) -> str:
+        if event.answers_again:
+            return f"answers again, after {event.silent_s:.0f} s"
+        kill, start = (_own_command(order, event.node_id, *self._data_option) for order in ("kill", "start"))
+        return (
+            f"has not answered for {event.silent_s:.0f} s, though its process {event.pid} is there; "
+            f"if it stays so: {kill} && {start}"
+        )
+
+    async def show_table(self, opened: LocalCluster) -> None:
+        """Keep a table of the peers under what they write, where a terminal is there; until cancelled."""
+        import trio
+        from rich.live import Live
+
+        from peer.cli.live import table_of
+
+        if not self._console.is_terminal:
+            await trio.sleep_forever()
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            while True:
+                started = trio.current_time()
+                figures = await opened.figures()
+                live.update(table_of(opened.status(), figures), refresh=True)
+                # Counting many files takes a while, which is the clients' while.
+                await trio.sleep(min(max(TABLE_S, 10 * (trio.current_time() - started)), TABLE_S_MAX))
 
     def show_what_to_try(self, opened: LocalCluster) -> None:
         layout = opened.layout

@@ -92,8 +92,9 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> floa
     help="A peer of the cluster to join; may be repeated.",
 )
 @click.option(
-    "--rejoin",
-    is_flag=True,
+    "--rejoin/--no-rejoin",
+    default=False,
+    show_default=True,
     help="Go over to the cluster of the peers in --join with all files, from one that this peer is alone in.",
 )
 @click.option(

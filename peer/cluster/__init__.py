@@ -14,7 +14,8 @@ Nothing here prints: what happens is told to a function (`Tell`), what goes wron
 
 from __future__ import annotations
 
-from peer.cluster.events import PeerExited, PeerStatus, PeerWrote, Tell
+from peer.cluster.events import Event, PeerExited, PeerHangs, PeerStatus, PeerWrote, Tell
+from peer.cluster.figures import Figures, read_figures
 from peer.cluster.folder import Control
 from peer.cluster.layout import (
     HOST,
@@ -37,15 +38,19 @@ __all__ = [
     "Answer",
     "ClusterError",
     "Control",
+    "Event",
+    "Figures",
     "Layout",
     "LocalCluster",
     "PeerCommand",
     "PeerExited",
+    "PeerHangs",
     "PeerStatus",
     "PeerWrote",
     "Tell",
     "free_base_port",
     "open_cluster",
+    "read_figures",
     "send_order",
     "serve_command",
     "settle_layout",

@@ -24,16 +24,30 @@ class PeerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerHangs:
+    """A peer's process is there and has not answered for some seconds; or it answers again after that."""
+
+    node_id: str
+    pid: int
+    silent_s: float
+    answers_again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PeerStatus:
     """A peer as the supervisor sees it; `pid` is None while it is down."""
 
     node_id: str
     address: str
     pid: int | None
+    hangs: bool = False
+    """It is there and does not answer."""
 
 
-Tell = Callable[[PeerWrote | PeerExited], None]
+Event = PeerWrote | PeerExited | PeerHangs
+
+Tell = Callable[[Event], None]
 
 
-def tell_nobody(_event: PeerWrote | PeerExited) -> None:
+def tell_nobody(_event: Event) -> None:
     pass

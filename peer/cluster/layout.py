@@ -68,18 +68,22 @@ def serve_command(layout: Layout, node_id: str, folder: Path) -> list[str]:
     """The command line of a real peer."""
     # -P: a file named like a module in the folder the user happens to be in must not be imported by the peers.
     command = [sys.executable, "-P", "-m", "peer", "serve", "--id", node_id]
-    command += ["--listen", str(layout.address_of(node_id)), "--facade", str(layout.facade)]
+    # What could also come from variables and a settings file, where it would be meant for another peer, is said here.
+    own = str(layout.address_of(node_id))
+    command += ["--listen", own, "--advertise", own, "--no-rejoin", "--facade", str(layout.facade)]
     for other in layout.node_ids:
         if other != node_id:
             command += ["--join", str(layout.address_of(other))]
     return [*command, "--cluster-id", layout.cluster_id, "--data", str(folder)]
 
 
-def settle_layout(data: Path, nodes: int | None, base_port: int | None, facade_port: int | None) -> Layout:
-    """Find what the cluster in `data` is to be: as it was, with nodes added if asked for, else a new one.
+def settle_layout(
+    data: Path, nodes: int | None, base_port: int | None, facade_port: int | None, *, grow: bool = False
+) -> Layout:
+    """Find what the cluster in `data` is to be: as it was, with nodes added when it is to `grow`, else a new one.
 
-    Raises ClusterError when the folder holds a cluster on other ports or of more nodes, and ConfigError for ports that
-    cannot be.
+    Raises ClusterError when the folder holds a cluster on other ports or of another number of nodes, ConfigError for
+    ports that cannot be.
     """
     known = _read_layout(data)
     if known is None:
@@ -92,7 +96,12 @@ def settle_layout(data: Path, nodes: int | None, base_port: int | None, facade_p
     if nodes is not None and nodes < known.nodes:
         raise ClusterError(
             f"{data} holds a cluster of {known.nodes} nodes; fewer could leave out files that only the others have: "
-            f"use --nodes {known.nodes} or more, or another --data"
+            f"use --nodes {known.nodes}, or another --data; if its files are of no use any more, remove that folder"
+        )
+    if nodes is not None and nodes > known.nodes and not grow:
+        raise ClusterError(
+            f"{data} holds a cluster of {known.nodes} nodes, and one that has grown cannot be made smaller again; "
+            f"add --grow to make it {nodes} for good, or try that with another --data"
         )
     if base_port not in (None, known.base_port) or facade_port not in (None, known.facade_port):
         raise ClusterError(

@@ -97,6 +97,7 @@ class Run:
     log: PeerLog
     ended: trio.Event
     ordered_to_end: bool = False
+    hangs: bool = False
 
 
 class PeerProcess:

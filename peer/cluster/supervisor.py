@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import trio
 
-from peer.cluster.events import PeerExited, PeerStatus, PeerWrote, Tell, tell_nobody
+from peer.cluster.events import PeerExited, PeerHangs, PeerStatus, PeerWrote, Tell, tell_nobody
+from peer.cluster.figures import Figures, read_figures
 from peer.cluster.folder import claimed, write_private
 from peer.cluster.layout import (
     START_TIMEOUT_S,
@@ -28,6 +29,10 @@ from peer.cluster.processes import PeerProcess, Run, ask_to_stop
 
 HEALTH_POLL_S = 0.05
 LOG_POLL_S = 0.1
+WATCH_S = 1.0
+"""Between two looks at a peer that runs."""
+HANGS_AFTER_S = 5.0
+"""A peer that has not answered for so long is said to hang."""
 
 
 class LocalCluster:
@@ -92,9 +97,26 @@ class LocalCluster:
     def status(self) -> list[PeerStatus]:
         """Every peer, running or not."""
         return [
-            PeerStatus(peer.node_id, str(peer.address), peer.run.process.pid if peer.run else None)
+            PeerStatus(peer.node_id, str(peer.address), peer.run.process.pid, peer.run.hangs)
+            if peer.run
+            else PeerStatus(peer.node_id, str(peer.address), None)
             for peer in self._peers.values()
         ]
+
+    async def figures(self) -> dict[str, Figures]:
+        """What each peer that answers says of its files."""
+        found: dict[str, Figures] = {}
+
+        async def ask(peer: PeerProcess) -> None:
+            figures = await read_figures(self._client, peer.address)
+            if figures is not None:
+                found[peer.node_id] = figures
+
+        async with trio.open_nursery() as nursery:
+            for peer in self._peers.values():
+                if peer.run is not None and not peer.run.hangs:
+                    nursery.start_soon(ask, peer)
+        return found
 
     async def obey(self, command: str, node_id: str) -> Answer:
         """Carry out an order. Raises ClusterError for one that cannot be, or that there is not."""
@@ -146,6 +168,24 @@ class LocalCluster:
         self._tell_lines(peer, lines)
         self._tell(PeerExited(peer.node_id, _describe_exit(code), run.ordered_to_end))
 
+    async def _watch(self, peer: PeerProcess, run: Run) -> None:
+        """Say so when a peer that has answered answers no more, though its process is there, and when it does again."""
+        heard_at = trio.current_time()
+        while not run.ended.is_set():
+            with trio.move_on_after(WATCH_S):
+                await run.ended.wait()
+            if await ask_health(self._client, peer.address) is not None:
+                if run.hangs:
+                    run.hangs = False
+                    silent_s = trio.current_time() - heard_at
+                    self._tell(PeerHangs(peer.node_id, run.process.pid, silent_s, answers_again=True))
+                heard_at = trio.current_time()
+                continue
+            silent_s = trio.current_time() - heard_at
+            if silent_s >= HANGS_AFTER_S and not (run.hangs or run.ordered_to_end or run.ended.is_set()):
+                run.hangs = True
+                self._tell(PeerHangs(peer.node_id, run.process.pid, silent_s))
+
     def _tell_lines(self, peer: PeerProcess, lines: list[str]) -> None:
         for line in lines:
             self._tell(PeerWrote(peer.node_id, line))
@@ -158,6 +198,7 @@ class LocalCluster:
                 # Somebody else may have taken the port in between; that one must not pass for the peer.
                 if health is not None and health.get("node_id") == peer.node_id and not run.ended.is_set():
                     self._tell_lines(peer, run.log.new_lines())
+                    self.nursery.start_soon(self._watch, peer, run)
                     return
                 await trio.sleep(HEALTH_POLL_S)
             raise _died_while_starting(peer, run)
@@ -202,6 +243,7 @@ async def open_cluster(
     nodes: int | None = None,
     base_port: int | None = None,
     facade_port: int | None = None,
+    grow: bool = False,
     command: PeerCommand = serve_command,
     tell: Tell = tell_nobody,
 ) -> AsyncIterator[LocalCluster]:
@@ -212,7 +254,7 @@ async def open_cluster(
     """
     failure: Exception | None = None
     with claimed(data):
-        layout = settle_layout(data, nodes, base_port, facade_port)
+        layout = settle_layout(data, nodes, base_port, facade_port, grow=grow)
         async with _health_client() as client:
             await check_ports(data, layout, client)
             write_private(data / "cluster.json", asdict(layout))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from peer.cli import cluster as cli
+from peer.cli.live import table_of
 from peer.cli.main import minidfs, run_command
-from peer.cluster import PeerExited, PeerWrote
+from peer.cluster import Figures, PeerExited, PeerHangs, PeerStatus, PeerWrote
 
 
 def test_the_cluster_lives_in_the_home_folder_unless_told_otherwise(
@@ -75,3 +78,36 @@ def test_a_peer_that_ended_by_itself_is_reported_with_what_to_do(
         "node-2 | ended by itself (SIGKILL); "
         f"start it again with: .venv/bin/minidfs cluster start node-2 --data {tmp_path}\n"
     )
+
+
+def test_a_peer_that_hangs_is_reported_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [".venv/bin/minidfs"])
+    screen = cli._Screen(tmp_path)
+    screen.show(PeerHangs("node-2", 4711, 5.2))
+    screen.show(PeerHangs("node-2", 4711, 60.0, answers_again=True))
+    order = ".venv/bin/minidfs cluster"
+    assert capsys.readouterr().out.splitlines() == [
+        "node-2 | has not answered for 5 s, though its process 4711 is there; if it stays so: "
+        f"{order} kill node-2 --data {tmp_path} && {order} start node-2 --data {tmp_path}",
+        "node-2 | answers again, after 60 s",
+    ]
+
+
+def test_the_table_shows_each_peer_with_what_it_holds_and_lacks() -> None:
+    peers = [
+        PeerStatus("node-1", "127.0.0.1:8001", 1),
+        PeerStatus("node-2", "127.0.0.1:8002", None),
+        PeerStatus("node-3", "127.0.0.1:8003", 3, hangs=True),
+    ]
+    figures = {"node-1": Figures(files=12, copies_here=11, missing={"node-2": 4})}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table_of(peers, figures))
+    title, _, _, _, *rows, _ = console.export_text().splitlines()
+    assert title.strip() == "12 files, 4 copies missing"
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["node-1", "running", "127.0.0.1:8001", "11", "0"],
+        ["node-2", "down", "127.0.0.1:8002", "-", "4"],
+        ["node-3", "hangs", "127.0.0.1:8003", "-", "0"],
+    ]

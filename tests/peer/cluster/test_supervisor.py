@@ -23,9 +23,11 @@ import trio
 
 from peer.cluster import (
     ClusterError,
+    Event,
     Layout,
     LocalCluster,
     PeerExited,
+    PeerHangs,
     PeerWrote,
     free_base_port,
     open_cluster,
@@ -114,7 +116,7 @@ class Stage:
         self.facade_port = free_base_port(5)
         self.base_port = self.facade_port + 1
         self.behaviours: dict[str, str] = {}
-        self._tell, self.events = trio.open_memory_channel[PeerWrote | PeerExited](1000)
+        self._tell, self.events = trio.open_memory_channel[Event](1000)
 
     def command(self, layout: Layout, node_id: str, _folder: Path) -> list[str]:
         port = str(layout.address_of(node_id).port)
@@ -122,20 +124,21 @@ class Stage:
         return [sys.executable, str(self.script), node_id, port, layout.cluster_id, behaviour]
 
     @asynccontextmanager
-    async def opened(self, nodes: int | None = None) -> AsyncIterator[LocalCluster]:
+    async def opened(self, nodes: int | None = None, *, grow: bool = False) -> AsyncIterator[LocalCluster]:
         async with open_cluster(
             self.data,
             nodes=nodes,
             base_port=self.base_port,
             facade_port=self.facade_port,
+            grow=grow,
             command=self.command,
             tell=self._tell.send_nowait,
         ) as cluster:
             yield cluster
 
     @asynccontextmanager
-    async def running(self, nodes: int | None = None) -> AsyncIterator[LocalCluster]:
-        async with self.opened(nodes) as cluster:
+    async def running(self, nodes: int | None = None, *, grow: bool = False) -> AsyncIterator[LocalCluster]:
+        async with self.opened(nodes, grow=grow) as cluster:
             await cluster.start_all()
             yield cluster
 
@@ -150,7 +153,13 @@ class Stage:
                 return event
         raise AssertionError
 
-    def told(self) -> list[PeerWrote | PeerExited]:
+    async def next_hang(self) -> PeerHangs:
+        async for event in self.events:
+            if isinstance(event, PeerHangs):
+                return event
+        raise AssertionError
+
+    def told(self) -> list[Event]:
         """What the cluster has told since the last look."""
         events = []
         while self.events.statistics().current_buffer_used:
@@ -289,6 +298,25 @@ async def test_a_peer_that_dies_later_is_reported_and_not_restarted(stage: Stage
 
 
 @in_trio
+async def test_a_peer_that_freezes_is_reported_once_and_again_when_it_answers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "HANGS_AFTER_S", 0.3)
+    monkeypatch.setattr(engine, "WATCH_S", 0.05)
+    async with stage.running(nodes=2) as cluster:
+        pid = pid_of(cluster, "node-2")
+        os.kill(pid, signal.SIGSTOP)
+        hangs = await stage.next_hang()
+        assert (hangs.node_id, hangs.pid, hangs.answers_again) == ("node-2", pid, False)
+        assert [peer.hangs for peer in cluster.status()] == [False, True]
+        os.kill(pid, signal.SIGCONT)
+        assert (await stage.next_hang()).answers_again
+        assert [peer.hangs for peer in cluster.status()] == [False, False]
+        await cluster.kill("node-2")
+    assert not [event for event in stage.told() if isinstance(event, PeerHangs)]
+
+
+@in_trio
 async def test_a_peer_that_dies_while_starting_ends_the_start_with_its_last_lines(stage: Stage) -> None:
     stage.behaviours["node-2"] = "dies"
     with pytest.raises(ClusterError) as caught:
@@ -380,18 +408,21 @@ async def test_the_same_folder_continues_the_same_cluster_and_may_grow(stage: St
         pass
     async with stage.running() as again:
         assert again.layout == first.layout
-    async with stage.running(nodes=2) as grown:
+    async with stage.running(nodes=2, grow=True) as grown:
         assert grown.layout.cluster_id == first.layout.cluster_id
         assert grown.layout.node_ids == ("node-1", "node-2")
     assert json.loads((stage.data / "cluster.json").read_text())["nodes"] == 2
 
 
 @in_trio
-async def test_a_folder_with_a_cluster_refuses_fewer_nodes_and_other_ports(stage: Stage) -> None:
+async def test_a_folder_with_a_cluster_refuses_other_numbers_of_nodes_and_other_ports(stage: Stage) -> None:
     async with stage.opened(nodes=3):
         pass
     with pytest.raises(ClusterError, match="holds a cluster of 3 nodes; fewer could leave out files"):
         settle_layout(stage.data, 2, None, None)
+    with pytest.raises(ClusterError, match=r"add --grow to make it 5 for good, or try that with another --data$"):
+        settle_layout(stage.data, 5, None, None)
+    assert settle_layout(stage.data, 5, None, None, grow=True).nodes == 5
     for ports in ((stage.base_port + 1, None), (None, stage.facade_port - 1)):
         with pytest.raises(ClusterError, match=f"holds a cluster on --base-port {stage.base_port} --facade-port"):
             settle_layout(stage.data, None, *ports)
@@ -444,7 +475,8 @@ def test_a_real_peer_is_told_its_addresses_all_others_and_the_cluster(tmp_path: 
     command = serve_command(layout, "node-2", tmp_path)
     assert command[0] == sys.executable
     assert " ".join(command[1:]) == (
-        "-P -m peer serve --id node-2 --listen 127.0.0.1:8002 --facade 127.0.0.1:8080"
+        "-P -m peer serve --id node-2 --listen 127.0.0.1:8002 --advertise 127.0.0.1:8002 --no-rejoin"
+        " --facade 127.0.0.1:8080"
         f" --join 127.0.0.1:8001 --join 127.0.0.1:8003 --cluster-id {'ab' * 16} --data {tmp_path}"
     )
 
