@@ -89,4 +89,6 @@ class Config:
     origins: tuple[str, ...] = ()
     """Origins (`https://dash.example`) whose pages may use this peer, beside those of its members."""
     log_level: str = "info"
+    log_format: str = "text"
+    """`text`, or `json` for one object an event."""
     hostname: str = "localhost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -27,6 +28,8 @@ HUNG_CALL_S = 15.0
 SOMEWHERE_ELSE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses of no machine (RFC 5737, RFC 3849): the way there is the way out of this one."""
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
+
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
 
 
@@ -35,8 +38,8 @@ def run_peer(config: Config) -> int:
 
     Raises StartError when it cannot start, StoreError when its data folder cannot be read.
     """
-    set_up_logging(config.log_level)
-    config = _reachable(config)
+    set_up_logging(config)
+    config = reachable(config)
     failures: list[Exception] = []
     trio.run(_run, config, failures)
     if failures:
@@ -44,7 +47,7 @@ def run_peer(config: Config) -> int:
     return 0
 
 
-def _reachable(config: Config) -> Config:
+def reachable(config: Config) -> Config:
     """With the address at which others reach a peer that listens on all of them, when nobody said which."""
     if config.advertise is not None or not config.listen.is_wildcard:
         return config
@@ -61,16 +64,42 @@ def _reachable(config: Config) -> Config:
     return replace(config, advertise=Address(host, config.listen.port))
 
 
-def set_up_logging(level: str) -> None:
-    """One line an event, on standard error, in UTC."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+def set_up_logging(config: Config) -> None:
+    """One event a line, on standard error, in UTC."""
+    if config.log_format == "json":
+        formatter: logging.Formatter = _JsonFormatter(config.node_id)
+    else:
+        formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", TIME_FORMAT)
     formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
     # One line a request to another peer is no event.
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object an event; `event` is what all events of a kind have in common, `message` the whole sentence."""
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(datefmt=TIME_FORMAT)
+        self._node_id = node_id
+
+    def format(self, record: logging.LogRecord) -> str:
+        values = record.args if isinstance(record.args, tuple) else ()
+        event = {
+            "time": f"{self.formatTime(record, TIME_FORMAT)}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "node": self._node_id,
+            "event": str(record.msg),
+            "values": [str(value) for value in values],
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            event["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(event, ensure_ascii=False)
 
 
 async def _run(config: Config, failures: list[Exception]) -> None:

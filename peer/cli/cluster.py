@@ -6,7 +6,6 @@ Presentation only; `peer/cluster` does the work.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from peer.cli.options import setting
+from peer.cli.settings import home
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -35,8 +37,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 def default_folder() -> Path:
     """Where the local cluster lives unless --data says otherwise, so that every command finds it from any folder."""
-    home = os.environ.get("MINIDFS_HOME")
-    return (Path(home) if home else Path.home() / ".minidfs").absolute() / "cluster"
+    return home() / "cluster"
 
 
 _data_option = click.option(
@@ -47,9 +48,9 @@ _data_option = click.option(
 
 
 @click.group(invoke_without_command=True)
-@click.option("--nodes", type=click.IntRange(min=1), help="Number of peers.  [default: 3, or as the folder has]")
-@click.option("--base-port", type=click.IntRange(1, 65535), help="Port of node-1; the others follow.  [default: 8001]")
-@click.option("--facade-port", type=click.IntRange(1, 65535), help="Port that all peers share.  [default: 8080]")
+@setting("--nodes", type=click.IntRange(min=1), help="Number of peers.  [default: 3, or as the folder has]")
+@setting("--base-port", type=click.IntRange(1, 65535), help="Port of node-1; the others follow.  [default: 8001]")
+@setting("--facade-port", type=click.IntRange(1, 65535), help="Port that all peers share.  [default: 8080]")
 @click.option("--grow", is_flag=True, help="Let --nodes make an existing cluster larger, for good.")
 @_data_option
 @click.pass_context

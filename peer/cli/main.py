@@ -6,13 +6,17 @@ The modules of the commands import only click; trio, rich and the peer itself ar
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+from click.core import ParameterSource
 from click.shell_completion import get_completion_class
 
 from peer.cli.cluster import cluster
 from peer.cli.files import get, ls, put, rm
 from peer.cli.looking import nodes, queue, recover, status
 from peer.cli.serve import serve
+from peer.cli.settings import apply_file, config
 
 EXIT_INTERRUPTED = 130
 """What a shell reports for a command that Ctrl-C ended."""
@@ -20,12 +24,21 @@ EXIT_INTERRUPTED = 130
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="minidfs")
+@click.option(
+    "--config",
+    "config_file",
+    envvar="MINIDFS_CONFIG",
+    show_envvar=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The settings file (TOML).  [default: ~/.minidfs/config.toml, where there is one]",
+)
 @click.pass_context
-def minidfs(ctx: click.Context) -> None:
+def minidfs(ctx: click.Context, config_file: Path | None) -> None:
     """A peer-to-peer file store without a coordinator.
 
     Any peer takes uploads, any peer serves every file, any peer may die. Begin with: minidfs cluster
     """
+    apply_file(ctx, config_file)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -42,7 +55,7 @@ def completion(shell: str) -> None:
     click.echo(found(minidfs, {}, "minidfs", "_MINIDFS_COMPLETE").source())
 
 
-for _command in (cluster, serve, put, get, ls, rm, status, nodes, queue, recover, completion):
+for _command in (cluster, serve, put, get, ls, rm, status, nodes, queue, recover, config, completion):
     minidfs.add_command(_command)
 
 
@@ -51,13 +64,23 @@ def main() -> int:
     return run_command(minidfs, "minidfs")
 
 
+def _origin_of(error: click.UsageError) -> str:
+    """The settings file, when a wrong value comes from there; click itself names variables."""
+    param = error.param if isinstance(error, click.BadParameter) else None
+    if error.ctx is None or param is None or param.name is None:
+        return ""
+    is_of_file = error.ctx.get_parameter_source(param.name) is ParameterSource.DEFAULT_MAP
+    return f" (from {error.ctx.meta.get('settings file')})" if is_of_file else ""
+
+
 def run_command(command: click.Command, name: str, args: list[str] | None = None) -> int:
     """Run a click command that returns its exit code or nothing, and report a failure as one line, `name: sentence`."""
     try:
         code = command.main(args, prog_name=name, standalone_mode=False)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else name
-        click.echo(f"{name}: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+        sentence = error.format_message().rstrip(".") + _origin_of(error)
+        click.echo(f"{name}: {sentence}; see {where} --help", err=True)
         return error.exit_code
     except click.ClickException as error:
         click.echo(f"{name}: {error.format_message()}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +28,24 @@ def read_url(text: str) -> str:
     return f"http://{parts.netloc}"
 
 
+def setting(*names: str, **more: Any) -> Callable[[Command], Command]:
+    """An option that can also come from a variable, `--heal-interval` from MINIDFS_HEAL_INTERVAL, and from the file."""
+    variable = "MINIDFS_" + names[0].partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **more)
+
+
+_SIZE = re.compile(r"([0-9]{1,18})\s*(|B|KiB|MiB|GiB|TiB)", re.IGNORECASE)
+_UNITS = ("b", "kib", "mib", "gib", "tib")
+
+
+def read_size(text: str) -> int:
+    """A number of bytes, from `32MiB` or `33554432`. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write bytes, or a number with KiB, MiB, GiB or TiB")
+    return int(match[1]) << 10 * _UNITS.index(match[2].lower() or "b")
+
+
 def _urls(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     try:
         return tuple(read_url(value) for value in values)
@@ -34,7 +53,7 @@ def _urls(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...])
         raise click.BadParameter(str(error)) from error
 
 
-to_option = click.option(
+to_option = setting(
     "--to",
     "urls",
     metavar="URL",
@@ -42,7 +61,6 @@ to_option = click.option(
     default=(DEFAULT_URL,),
     show_default=DEFAULT_URL,
     callback=_urls,
-    envvar="MINIDFS_TO",
     help="A peer to ask; may be repeated, for when one does not answer.",
 )
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import re
 import socket
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from peer.cli.options import read_size, setting
 from peer.config import Address, Config, ConfigError
 
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Address | None:
@@ -26,10 +30,10 @@ def _address(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 def _advertised(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Address | None:
     if value is None:
         return None
-    has_port = value.rpartition(":")[2].isdecimal() and (value.startswith("[") or value.count(":") == 1)
-    bare = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
+    # An IPv6 address without brackets has colons of its own, and no port.
+    has_port = value.count(":") == 1 or (value.startswith("[") and not value.endswith("]"))
     try:
-        address = Address.parse(value if has_port else f"{bare}:0")
+        address = Address.parse(value if has_port else f"{value}:0")
     except ConfigError:
         raise click.BadParameter(f"{value!r} is no place; write HOST or HOST:PORT, as 192.168.1.7") from None
     if address.is_wildcard:
@@ -70,100 +74,125 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float) -> floa
     return value
 
 
+def _bytes(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    try:
+        return read_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+_seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECONDS", show_default=True)
+
+
 @click.command()
-@click.option("--id", "node_id", metavar="NAME", required=True, callback=_node_id, help="The peer's name, as node-2.")
-@click.option(
+@setting("--id", "node_id", metavar="NAME", required=True, callback=_node_id, help="The peer's name, as node-2.")
+@setting(
     "--listen", metavar="HOST:PORT", callback=_address, required=True, help="The peer's own address, as 127.0.0.1:8002."
 )
-@click.option(
+@setting(
     "--advertise",
     metavar="HOST[:PORT]",
     callback=_advertised,
     help="Where other peers reach this one.  [default: where it listens; for 0.0.0.0 the address towards the others]",
 )
-@click.option(
-    "--facade", metavar="HOST:PORT", callback=_address, help="The address that all peers of this machine share."
+@setting(
+    "--facade",
+    metavar="HOST:PORT",
+    callback=_address,
+    help="The address that all peers of this machine share.  [default: none]",
 )
-@click.option(
+@setting(
     "--join",
     metavar="HOST:PORT",
     callback=_addresses,
     multiple=True,
-    help="A peer of the cluster to join; may be repeated.",
+    help="A peer of the cluster to join; may be repeated.  [default: found a cluster, or go on with the folder's]",
 )
-@click.option(
+@setting(
     "--rejoin/--no-rejoin",
     default=False,
     show_default=True,
     help="Go over to the cluster of the peers in --join with all files, from one that this peer is alone in.",
 )
-@click.option(
+@setting(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="The folder of this peer's files and database; made when it is not there.",
 )
-@click.option("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of an uploaded file.")
-@click.option(
-    "--heal-interval",
-    type=float,
-    callback=_seconds,
-    default=30.0,
+@setting(
+    "--cluster-id",
+    metavar="HEX",
+    callback=_cluster_id,
+    help="Found or join only the cluster with this id (32 digits).  [default: any]",
+)
+@setting("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of an uploaded file.")
+@_seconds_option("--heal-interval", "heal_interval_s", default=30.0, help="Between two comparisons with another peer.")
+@_seconds_option("--probe-interval", "probe_interval_s", default=1.0, help="Between two probes of another peer.")
+@_seconds_option("--down-after", "down_after_s", default=3.0, help="A peer silent for so long is taken for down.")
+@_seconds_option(
+    "--target-timeout", "target_timeout_s", default=1.0, help="An upload waits so long for a peer without progress."
+)
+@_seconds_option(
+    "--shutdown-grace", "shutdown_grace_s", default=10.0, help="Running requests may finish for so long at a stop."
+)
+@setting(
+    "--reserve",
+    "reserve_bytes",
+    metavar="SIZE",
+    callback=_bytes,
+    default="32MiB",
     show_default=True,
-    metavar="SECONDS",
-    help="Between two comparisons with another peer.",
+    help="Set aside on the disk, so that files can still be deleted when it is full; 0 for nothing.",
 )
-@click.option(
-    "--cluster-id", metavar="HEX", callback=_cluster_id, help="Found or join only the cluster with this id (32 digits)."
+@setting(
+    "--max-file-size",
+    "file_bytes_max",
+    metavar="SIZE",
+    callback=_bytes,
+    default="1TiB",
+    show_default=True,
+    help="A larger upload is refused.",
 )
-@click.option("--name", "names", metavar="HOST", multiple=True, help="A host name the peer goes by; may be repeated.")
-@click.option(
+@setting(
+    "--name",
+    "names",
+    metavar="HOST",
+    multiple=True,
+    help="A host name the peer goes by, beside its addresses; may be repeated.  [default: none]",
+)
+@setting(
     "--origin",
     "origins",
     metavar="URL",
     callback=_origins,
     multiple=True,
-    help="An origin, as https://dash.example, whose pages may use the peer; may be repeated.",
+    help="An origin, as https://dash.example, whose pages may use the peer; may be repeated.  [default: none]",
 )
-@click.option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="info", show_default=True)
-def serve(
-    node_id: str,
-    listen: Address,
-    advertise: Address | None,
-    facade: Address | None,
-    join: tuple[Address, ...],
-    rejoin: bool,
-    data: Path,
-    copies: int,
-    heal_interval: float,
-    cluster_id: str | None,
-    names: tuple[str, ...],
-    origins: tuple[str, ...],
-    log_level: str,
-) -> int:
+@setting(
+    "--log-level",
+    type=click.Choice(LOG_LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="Say nothing less important than this.",
+)
+@setting(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS, case_sensitive=False),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object an event.",
+)
+def serve(**settings: Any) -> int:
     """Run one peer in the foreground.
 
-    Ctrl-C or SIGTERM stops it: running requests finish, for 10 seconds at most.
+    Ctrl-C or SIGTERM stops it: running requests finish first. Each setting can also come from a variable or from the
+    settings file, table [serve]; minidfs config shows what is in force.
     """
-    if rejoin and (not join or cluster_id is not None):
+    if settings["rejoin"] and (not settings["join"] or settings["cluster_id"] is not None):
         raise click.UsageError("--rejoin goes where the peers of --join are: it needs --join and no --cluster-id")
-    config = Config(
-        node_id=node_id,
-        listen=listen,
-        advertise=advertise,
-        facade=facade,
-        join=join,
-        rejoin=rejoin,
-        data=data.absolute(),
-        copies=copies,
-        heal_interval_s=heal_interval,
-        cluster_id=cluster_id,
-        names=names,
-        origins=origins,
-        log_level=log_level.lower(),
-        hostname=socket.gethostname(),
-    )
-    return _run(config)
+    settings["data"] = settings["data"].absolute()
+    return _run(Config(**settings, hostname=socket.gethostname()))
 
 
 def _run(config: Config) -> int:

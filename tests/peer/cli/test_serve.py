@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from peer.cli.main import minidfs, run_command
 from peer.config import Address, Config
 from peer.world.env import StartError, StoreError
 
+ANY = "0.0.0.0"  # noqa: S104 - that it is refused is what is tested
 NEEDED = ["serve", "--id", "node-2", "--listen", "127.0.0.1:8002", "--data", "somewhere"]
 
 
@@ -45,18 +47,21 @@ def test_the_needed_options_are_enough(node: FakeNode) -> None:
     )
     assert (config.facade, config.join, config.cluster_id) == (None, (), None)
     defaults = Config(node_id="node-2", listen=config.listen, data=config.data)
-    assert (config.copies, config.heal_interval_s, config.log_level) == (
-        defaults.copies,
-        defaults.heal_interval_s,
-        defaults.log_level,
-    )
+    assert replace(config, hostname=defaults.hostname) == defaults
 
 
 def test_every_option_reaches_the_configuration(node: FakeNode) -> None:
     addresses = "--facade 127.0.0.1:8080 --join 127.0.0.1:8001 --join [::1]:8003"
-    others = f"--copies 2 --heal-interval 0.5 --log-level DEBUG --cluster-id {'AB' * 16}"
-    assert run_command(minidfs, "minidfs", [*NEEDED, *addresses.split(), *others.split()]) == 0
+    others = f"--copies 2 --heal-interval 0.5 --log-level DEBUG --cluster-id {'AB' * 16} --advertise 10.0.0.7"
+    more = "--probe-interval 2 --down-after 7 --target-timeout 3 --shutdown-grace 4 --reserve 1MiB --max-file-size 2GiB"
+    names = "--name a.example --name b.example --origin https://c.example --log-format json"
+    assert run_command(minidfs, "minidfs", [*NEEDED, *f"{addresses} {others} {more} {names}".split()]) == 0
     config = node.config
+    assert config.advertise == Address("10.0.0.7", 0)
+    assert (config.probe_interval_s, config.down_after_s, config.target_timeout_s) == (2, 7, 3)
+    assert (config.shutdown_grace_s, config.reserve_bytes, config.file_bytes_max) == (4, 1 << 20, 2 << 30)
+    assert (config.names, config.origins) == (("a.example", "b.example"), ("https://c.example",))
+    assert config.log_format == "json"
     assert config.facade == Address("127.0.0.1", 8080)
     assert config.join == (Address("127.0.0.1", 8001), Address("::1", 8003))
     assert (config.copies, config.heal_interval_s, config.log_level) == (2, 0.5, "debug")
@@ -92,6 +97,12 @@ def test_a_failure_of_the_peer_is_one_line_and_exit_1(
         ("--heal-interval", "nan", "is no number of seconds"),
         ("--cluster-id", "abc", "is no cluster id"),
         ("--log-level", "loud", "is not one of"),
+        ("--log-format", "xml", "is not one of"),
+        ("--reserve", "lots", "is no size; write bytes"),
+        ("--reserve", "-1", "is no size; write bytes"),
+        ("--advertise", "::", "nobody can reach a peer at ::"),
+        ("--advertise", ANY, "nobody can reach a peer at 0.0.0.0"),
+        ("--advertise", "a:b", "is no place; write HOST or HOST:PORT"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_exit_2(
@@ -102,4 +113,26 @@ def test_a_wrong_value_is_one_line_and_exit_2(
     assert err.startswith("minidfs: Invalid value for ")
     assert complaint in err
     assert err.count("\n") == 1
+    assert not hasattr(node, "config")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.7", Address("10.0.0.7", 0)),
+        ("10.0.0.7:9000", Address("10.0.0.7", 9000)),
+        ("a.example", Address("a.example", 0)),
+        ("[fd00::7]:9000", Address("fd00::7", 9000)),
+        ("fd00::7", Address("fd00::7", 0)),
+    ],
+)
+def test_an_advertised_place_may_leave_out_the_port(node: FakeNode, text: str, address: Address) -> None:
+    assert run_command(minidfs, "minidfs", [*NEEDED, "--advertise", text]) == 0
+    assert node.config.advertise == address
+
+
+@pytest.mark.parametrize("more", [[], ["--join", "127.0.0.1:8001", "--cluster-id", "ab" * 16]])
+def test_rejoin_needs_somebody_to_ask(node: FakeNode, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    assert run_command(minidfs, "minidfs", [*NEEDED, "--rejoin", *more]) == 2
+    assert "it needs --join and no --cluster-id" in capsys.readouterr().err
     assert not hasattr(node, "config")
