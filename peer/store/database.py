@@ -332,7 +332,9 @@ def translated_errors() -> Iterator[None]:
         kind = NoSpace if error.sqlite_errorcode == sqlite3.SQLITE_FULL else StoreError
         raise kind(f"the database failed: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise StoreError(f"the database failed: {error}; verify the data folder before using it on") from error
+        raise StoreError(
+            f"the database failed: {error}; stop this peer and verify its data folder: minidfs check FOLDER"
+        ) from error
 
 
 def meta_value(connection: sqlite3.Connection, key: str) -> Any:

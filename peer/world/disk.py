@@ -57,6 +57,20 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_path(path: Path) -> None:
+    """A file, or the names in a folder, on the disk."""
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with path.open("rb+") as file:
+        sync_file(file.fileno())
+
+
+def open_database_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that cannot change a database, also one that a running peer writes to. Raises sqlite3.Error."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=30)
+
+
 class SystemFile:
     """An open file for reading, see `peer.world.env.ReadableFile`."""
 

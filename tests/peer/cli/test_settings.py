@@ -110,8 +110,8 @@ def test_every_field_of_a_peers_configuration_is_a_setting_but_those_of_the_prot
     ("content", "complaint"),
     [
         (
-            "[serve]\nheal-intervall = 5",
-            "sets 'heal-intervall' in [serve], which there is not; did you mean heal-interval?",
+            "[serve]\nheal-interval-s = 5",
+            "sets 'heal-interval-s' in [serve], which there is not; did you mean heal-interval?",
         ),
         ("[server]\nid = 'a'", "sets 'server', which there is not; did you mean serve?"),
         ("serve = 5", "serve is a table: [serve]"),
