@@ -22,8 +22,8 @@ from peer.world.system import SystemEnv
 
 log = logging.getLogger("minidfs")
 
-HUNG_CALL_S = 15.0
-"""After the grace for running requests: a disk call that hangs cannot be cancelled, only left behind."""
+HUNG_CALL_S = 3.0
+"""After the grace for running requests: a disk call that hangs cannot be cancelled, only left behind, as in a crash."""
 
 SOMEWHERE_ELSE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses of no machine (RFC 5737, RFC 3849): the way there is the way out of this one."""
@@ -128,6 +128,11 @@ async def _stop_on_signal(node: Node) -> None:
                 log.warning("a second signal %d: ending at once", number)
                 os._exit(1)
             node.stop()
-            give_up = threading.Timer(node.config.shutdown_grace_s + HUNG_CALL_S, os._exit, (1,))
+            give_up = threading.Timer(node.config.shutdown_grace_s + HUNG_CALL_S, _leave_behind)
             give_up.daemon = True
             give_up.start()
+
+
+def _leave_behind() -> None:
+    log.error("a call to the disk hangs: ending without it, as in a crash; nothing acknowledged is lost")
+    os._exit(1)

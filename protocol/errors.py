@@ -13,3 +13,7 @@ class MalformedMessage(ProtocolError):
 
 class WrongCluster(ProtocolError):
     """A message from a peer of another cluster."""
+
+
+class WrongVersion(ProtocolError):
+    """A message of a wire version this release does not speak."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from protocol import codec
-from protocol.errors import MalformedMessage, WrongCluster
+from protocol.errors import MalformedMessage, WrongCluster, WrongVersion
 from protocol.forks import FINGERPRINTS_MAX, Fingerprints
 from protocol.identity import SEQ_MAX, Dot, Life, Member, Origin, VersionVector
 from protocol.ops import Hold, LiveOp, Put
@@ -131,7 +131,7 @@ def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
 
 
 def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
-    """The message in a datagram; raises MalformedMessage, or WrongCluster."""
+    """The message in a datagram; raises MalformedMessage, WrongVersion or WrongCluster."""
     fields = _versioned(codec.unpack(raw, DATAGRAM_BYTES_MAX), 5)
     _check_cluster(cluster_id, fields[2])
     number = codec.read_int(fields[3], codec.SIZE_MAX)
@@ -165,7 +165,7 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
 
 
 def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
-    """The request in these bytes; raises MalformedMessage, or WrongCluster."""
+    """The request in these bytes; raises MalformedMessage, WrongVersion or WrongCluster."""
     fields = _versioned(codec.unpack(raw), 10)
     _check_cluster(cluster_id, fields[1])
     return ExchangeRequest(
@@ -201,7 +201,7 @@ def encode_reply(reply: ExchangeReply) -> bytes:
 
 
 def decode_reply(raw: bytes) -> ExchangeReply:
-    """The reply in these bytes; raises MalformedMessage."""
+    """The reply in these bytes; raises MalformedMessage or WrongVersion."""
     fields = _versioned(codec.unpack(raw), 7)
     return ExchangeReply(
         members=read_members(fields[1]),
@@ -431,8 +431,11 @@ def read_members(value: object) -> tuple[Member, ...]:
 def _versioned(value: object, length: int) -> list[object]:
     """The fields of a message of this wire version or a later one, which may have more of them."""
     fields = codec.read_list(value)
-    if len(fields) < length or codec.read_int(fields[0], 255) < WIRE_VERSION:
-        raise MalformedMessage(f"a message of {len(fields)} fields; this wire version has {length}")
+    version = codec.read_int(fields[0], 255) if fields else 0
+    if version < WIRE_VERSION:
+        raise WrongVersion(f"it speaks wire version {version}, and this release {WIRE_VERSION} and later; upgrade it")
+    if len(fields) < length:
+        raise MalformedMessage(f"a message of {len(fields)} fields; wire version {version} has {length}")
     return fields
 
 

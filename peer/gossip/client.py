@@ -61,6 +61,10 @@ class PeerClient:
         """Close all connections."""
         await self._http.aclose()
 
+    def places_taken(self, node_id: NodeId) -> int:
+        """How many requests to a peer are under way, of the REQUESTS_PER_PEER_MAX there may be."""
+        return self._limiter(node_id).borrowed_tokens
+
     async def exchange(self, peer: Member, request: ExchangeRequest) -> ExchangeReply:
         """Swap log suffixes. Raises PeerUnreachable."""
         body = messages.encode_request(self.cluster_id, request)

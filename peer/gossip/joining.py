@@ -9,10 +9,11 @@ from contextlib import suppress
 import httpx
 import trio
 
+from peer.complaints import Complaints
 from peer.config import Address
 from peer.gossip.client import CONNECT_TIMEOUT_S, PeerUnreachable, said_in, translated
 from peer.gossip.peers import Peers
-from peer.world.env import Clock, Env, StartError
+from peer.world.env import Env, StartError
 from protocol import messages
 from protocol.errors import MalformedMessage
 from protocol.identity import Member
@@ -20,8 +21,6 @@ from protocol.identity import Member
 log = logging.getLogger("minidfs.joining")
 
 RETRY_S = 1.0
-REMIND_S = 300.0
-"""What goes on being wrong is said so often."""
 MEET_TIMEOUT_S = 3.0
 MEET_POLL_S = 0.05
 
@@ -114,7 +113,7 @@ async def _ask_all(env: Env, addresses: tuple[Address, ...]) -> dict[Address, st
 
 
 async def _ask_until_answered(env: Env, addresses: tuple[Address, ...]) -> str:
-    complaints = _Complaints(env.clock)
+    complaints = Complaints(log, env.clock.now)
     while True:
         for address in addresses:
             try:
@@ -137,7 +136,7 @@ async def announce(
 
     `on_stranger` is told when one of them turns out to belong to another cluster; without it that is only logged.
     """
-    complaints = _Complaints(env.clock)
+    complaints = Complaints(log, env.clock.now)
     while len(others.membership.members()) == 1 and addresses:
         for address in addresses:
             try:
@@ -152,20 +151,6 @@ async def announce(
             except PeerUnreachable as error:
                 complaints.say(address, f"not joined yet, this peer is alone: {error}")
         await trio.sleep(RETRY_S)
-
-
-class _Complaints:
-    """Says what is wrong with an address when that is new, and from then on every few minutes."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._said: dict[Address, tuple[str, float]] = {}
-
-    def say(self, about: Address, sentence: str, level: int = logging.WARNING) -> None:
-        before, said_at = self._said.get(about, ("", 0.0))
-        if sentence != before or self._clock.now() - said_at >= REMIND_S:
-            self._said[about] = sentence, self._clock.now()
-            log.log(level, "%s", sentence)
 
 
 async def meet_others(others: Peers, expected: int) -> None:

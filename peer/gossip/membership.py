@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from peer.complaints import Complaints
 from peer.config import Address, ConfigError
 from peer.gossip.peers import Peers
 from peer.gossip.placement import requeue
 from peer.store.holding import Holding
 from peer.store.members import save_members
 from peer.world.env import Datagrams, Env, StoreError
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, WrongCluster, WrongVersion
 from protocol.identity import Member, NodeId
 from protocol.membership import (
     Doubled,
@@ -53,6 +54,7 @@ class Gossip:
         self._datagrams = datagrams
         self._on_met = on_met
         self._on_doubled = on_doubled
+        self._complaints = Complaints(log, env.clock.now)
         self._keeping = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self.datagrams_sent = 0
@@ -65,15 +67,19 @@ class Gossip:
             async with trio.open_nursery() as self._nursery:
                 self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
                 while True:
-                    raw, _ = await self._datagrams.receive()
-                    self._hear(raw)
+                    self._hear(*await self._datagrams.receive())
         finally:
             self._nursery = None
 
-    def _hear(self, raw: bytes) -> None:
+    def _hear(self, raw: bytes, sender: Address) -> None:
         self.datagrams_received += 1
         try:
             message = decode_datagram(self._others.cluster_id, raw)
+        except (WrongCluster, WrongVersion) as error:
+            # Somebody means to talk to us, and nothing else would say why nothing comes of it.
+            self.datagrams_dropped += 1
+            self._complaints.say(sender, f"{sender} is not understood: {error}")
+            return
         except ProtocolError as error:
             self.datagrams_dropped += 1
             log.debug("dropped a datagram: %s", error)

@@ -16,7 +16,7 @@ from peer.files.intake import UploadRefused, UploadTooLarge
 from peer.files.keys import Conflict, NobodyToAsk
 from peer.gossip.fetching import ContentUnavailable
 from peer.world.env import NoSpace, StoreError
-from protocol.errors import MalformedMessage, WrongCluster
+from protocol.errors import MalformedMessage, WrongCluster, WrongVersion
 
 log = logging.getLogger("minidfs.http")
 
@@ -57,6 +57,7 @@ STATUS_OF: dict[type[Exception], tuple[int, Mapping[str, str] | None]] = {
     MultipartError: (400, None),
     MalformedMessage: (400, None),
     WrongCluster: (403, None),
+    WrongVersion: (400, None),
     Conflict: (409, None),
     ContentUnavailable: (503, RETRY_AFTER),
     NobodyToAsk: (503, RETRY_AFTER),

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 from e2e.cluster_fixture import Peers, content_of, database_of, running_peers, wait_until, within
@@ -19,8 +21,8 @@ pytestmark = pytest.mark.e2e
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's tmpfs and preloaded libraries")
 DISK_BYTES = 120 * 2**20
 
-# Fails every sync of a write-ahead log while a file of this name exists. What was written stays in the page cache, as
-# after a real error of a disk, and so may be found by the next process.
+# Fails every sync of a write-ahead log while a file of this name exists, or does not return from it (SYNCS_HANG). What
+# was written stays in the page cache, as after a real error of a disk, and so may be found by the next process.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,7 +39,9 @@ static int must_fail(int fd) {
     const char *trigger = getenv("FAIL_SYNCS_WHILE");
     if (length < 4 || trigger == NULL || access(trigger, F_OK) != 0) return 0;
     path[length] = 0;
-    return strcmp(path + length - 4, "-wal") == 0;
+    if (strcmp(path + length - 4, "-wal") != 0) return 0;
+    while (getenv("SYNCS_HANG") != NULL && access(trigger, F_OK) == 0) usleep(10000);
+    return 1;
 }
 
 int fsync(int fd) {
@@ -181,3 +185,32 @@ async def test_files_are_deleted_at_zero_bytes_free_and_all_is_well_when_there_i
         log = peers.log_of("node-1")
         assert "Traceback" not in log
         assert log.count("the disk is full") == 1
+
+
+@LINUX_ONLY
+@within(60)
+async def test_a_call_to_the_disk_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, trigger: Trigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNCS_HANG", "1")
+    first = content_of("first", 300_000)
+    async with running_peers(tmp_path / "cluster", "--shutdown-grace", "1", nodes=1) as peers:
+        await peers.upload("node-1", first, file_id="k")
+        trigger.pull()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_try_to_upload, peers)
+            # The health of a peer is asked for on its event loop, which no call to the disk holds up.
+            await trio.sleep(0.5)
+            assert (await peers.json("node-1", "/health"))["status"] == "UP"
+            peers.terminate("node-1")
+            assert await peers.wait_exit("node-1", 10) == "exit code 1"
+            nursery.cancel_scope.cancel()
+        assert "a call to the disk hangs: ending without it" in peers.log_of("node-1")
+        trigger.release()
+        await peers.local.start("node-1")
+        assert await peers.content("node-1", "k") == (200, first)
+
+
+async def _try_to_upload(peers: Peers) -> None:
+    with suppress(httpx.HTTPError):
+        await peers.client.put(peers.url("node-1", "/files/hangs"), content=content_of("hangs", 300_000))

@@ -7,17 +7,19 @@ from typing import Any
 
 import httpx
 import msgpack
+import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import BLOBS, DATAGRAMS, JUNK, REQUESTS
 from worlds import converged, everywhere, get, here, in_world, others, put, services
 
+from peer.config import Address
 from peer.gossip.client import CLUSTER_HEADER
-from protocol import messages
+from protocol import codec, messages
 from protocol.identity import Member, NodeId
 from protocol.membership import MEMBERS_MAX
-from protocol.messages import Datagram, ExchangeRequest
+from protocol.messages import Datagram, ExchangeRequest, Ping
 from sim.world import World
 
 PATHS = ["/peer/exchange", "/peer/join", "/peer/chunks", "/peer/chunks/renew", "/peer/chunks/withdraw"]
@@ -72,6 +74,9 @@ def test_exchanges_that_say_absurd_things_do_no_harm(requests: list[tuple[Exchan
     in_world(scenario, peers=2)
 
 
+NOBODY = Address("127.0.0.1", 9)
+
+
 @few
 @given(st.lists(DATAGRAMS, max_size=40), BLOBS)
 def test_datagrams_that_say_absurd_things_do_no_harm(datagrams: list[Datagram], blobs: tuple[bytes, ...]) -> None:
@@ -83,10 +88,11 @@ def test_datagrams_that_say_absurd_things_do_no_harm(datagrams: list[Datagram], 
                 # Numbers and addresses of nobody, under the names of everybody.
                 sender = replace(datagram.sender, node_id=NodeId(node_id), incarnation=0)
                 services(world, "node-1").gossip._hear(
-                    messages.encode_datagram(others(world, "node-1").cluster_id, replace(datagram, sender=sender))
+                    messages.encode_datagram(others(world, "node-1").cluster_id, replace(datagram, sender=sender)),
+                    NOBODY,
                 )
         for blob in blobs:
-            services(world, "node-1").gossip._hear(blob)
+            services(world, "node-1").gossip._hear(blob, NOBODY)
         await trio.sleep(5)
         assert [member.node_id for member in membership.members()] == ["node-1", "node-2"]
         await assert_well(world)
@@ -103,5 +109,27 @@ def test_made_up_members_are_known_up_to_a_limit() -> None:
             for member in (Member(NodeId(f"m{number + more}"), "127.0.0.1:1", 1) for more in range(500)):
                 membership._learn(member, 0.0)
         assert len(membership.members()) == MEMBERS_MAX
+
+    in_world(scenario, peers=2)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (
+            messages.encode_datagram("ff" * 16, Ping(1, Member(NodeId("x"), "127.0.0.1:9", 1), None)),
+            "from cluster ffff",
+        ),
+        (codec.pack([0, 0, "00" * 16, 1, []]), "it speaks wire version 0, and this release 1 and later; upgrade it"),
+    ],
+)
+def test_who_cannot_be_understood_is_named_once(caplog: pytest.LogCaptureFixture, raw: bytes, said: str) -> None:
+    async def scenario(world: World) -> None:
+        before = len(caplog.records)
+        for _ in range(5):
+            services(world, "node-1").gossip._hear(raw, NOBODY)
+        (record,) = caplog.records[before:]
+        assert record.message.startswith("127.0.0.1:9 is not understood: ")
+        assert said in record.message
 
     in_world(scenario, peers=2)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
 
-from peer.gossip.client import SENTENCE_CHARS_MAX, PeerClient, PeerUnreachable, said_in
+from peer.gossip.client import REQUESTS_PER_PEER_MAX, SENTENCE_CHARS_MAX, PeerClient, PeerUnreachable, said_in
 from peer.world.system import SystemEnv
+from protocol.identity import Member, NodeId
 
 
 @pytest.mark.parametrize(
@@ -39,5 +41,40 @@ def test_an_address_that_can_be_none_is_unreachable_and_no_other_error(address: 
             with pytest.raises(PeerUnreachable):
                 await client.health(address)
             await client.aclose()
+
+    trio.run(main)
+
+
+def test_cancelled_requests_cost_no_place_and_no_connection(tmp_path: Path) -> None:
+    """httpx 0.28.1 on trio loses places in its own pool to requests that are cancelled; so its limit is off."""
+    stalls = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                if not stalls.is_set():
+                    await stalls.wait()
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async def main() -> None:
+        client = PeerClient(SystemEnv(tmp_path), "0" * 32)
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            peer = Member(NodeId("node-2"), f"127.0.0.1:{listener.socket.getsockname()[1]}", 1)
+            for _ in range(3):
+                # More than there are places, so that some are cancelled while they wait for one.
+                with trio.move_on_after(0.2):
+                    async with trio.open_nursery() as crowd:
+                        for _ in range(3 * REQUESTS_PER_PEER_MAX):
+                            crowd.start_soon(client.withdraw_chunks, peer, [])
+            stalls.set()
+            with trio.fail_after(20):
+                async with trio.open_nursery() as crowd:
+                    for _ in range(3 * REQUESTS_PER_PEER_MAX):
+                        crowd.start_soon(client.withdraw_chunks, peer, [])
+            assert client.places_taken(peer.node_id) == 0
+            await client.aclose()
+            nursery.cancel_scope.cancel()
 
     trio.run(main)
