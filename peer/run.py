@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
@@ -25,6 +26,9 @@ log = logging.getLogger("minidfs")
 HUNG_CALL_S = 3.0
 """After the grace for running requests: a disk call that hangs cannot be cancelled, only left behind, as in a crash."""
 
+OPEN_FILES = 2048
+"""Connections (see `peer.world.connection.Limits`) and twice as many files, chunks and sockets to other peers."""
+
 SOMEWHERE_ELSE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses of no machine (RFC 5737, RFC 3849): the way there is the way out of this one."""
 
@@ -39,6 +43,7 @@ def run_peer(config: Config) -> int:
     Raises StartError when it cannot start, StoreError when its data folder cannot be read.
     """
     set_up_logging(config)
+    allow_open_files()
     config = reachable(config)
     failures: list[Exception] = []
     trio.run(_run, config, failures)
@@ -62,6 +67,24 @@ def reachable(config: Config) -> Config:
         )
     log.info("others are told to reach this peer at %s; --advertise says otherwise", host)
     return replace(config, advertise=Address(host, config.listen.port))
+
+
+def allow_open_files() -> None:
+    """Let this process have as many files and connections open as it bounds itself to, where the system allows it."""
+    try:
+        import resource
+    except ImportError:
+        # Windows has no such limit.
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = OPEN_FILES if hard == unlimited else min(OPEN_FILES, hard)
+    if soft != unlimited and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != unlimited and soft < OPEN_FILES:
+        log.warning("only %d files and connections may be open here; ulimit -n %d would allow all", soft, OPEN_FILES)
 
 
 def set_up_logging(config: Config) -> None:
