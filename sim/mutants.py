@@ -38,6 +38,12 @@ HOSTILE = "tests/peer/gossip/test_hostile_members.py"
 EXCHANGE = "tests/peer/gossip/test_exchange.py"
 MEMBERSHIP = "tests/protocol/test_membership.py"
 WORKER = "tests/peer/test_worker.py"
+JOINING = "tests/peer/gossip/test_joining.py"
+COMPLAINTS = "tests/peer/test_complaints.py"
+REMOTE = "tests/peer/cli/test_remote.py"
+DIAGNOSIS = "tests/peer/cli/test_diagnosis.py"
+WRONG_STARTS = "tests/e2e/test_wrong_starts.py"
+DATA_FOLDERS = "tests/e2e/test_data_folders.py"
 
 CATALOG_FILE = "protocol/catalog.py"
 FORKS_FILE = "protocol/forks.py"
@@ -920,5 +926,103 @@ MUTANTS = (
         "        elif not self._may_ask(scope, origin):",
         "        elif not origin:",
         (CALLERS,),
+    ),
+    # --- starting, and the command line ---
+    Mutant(
+        "lone-peer-goes-over-unasked",
+        "A peer that founded a cluster leaves it for another one though nobody said so.",
+        "peer/gossip/joining.py",
+        "    if not rejoin:\n        raise",
+        "    if False:\n        raise",
+        (JOINING,),
+    ),
+    Mutant(
+        "member-leaves-its-cluster",
+        "A peer with other members goes over to a stranger's cluster, and its files are left with them.",
+        "peer/gossip/joining.py",
+        "    if knows_others:",
+        "    if False:",
+        (JOINING,),
+    ),
+    Mutant(
+        "stranger-noticed-by-nobody",
+        "A peer waits, alone, for one that belongs to another cluster.",
+        "peer/gossip/joining.py",
+        "                    on_stranger(_other_cluster(",
+        "                    str(_other_cluster(",
+        (JOINING,),
+    ),
+    Mutant(
+        "founds-before-it-looks",
+        "A start that fails at the facade leaves a cluster founded.",
+        "peer/node.py",
+        "            await check_facade(self.env, server, self.config.facade, cluster_id)",
+        "            pass",
+        (f"{WRONG_STARTS}::test_a_failed_first_start_founds_nothing",),
+    ),
+    Mutant(
+        "complains-each-second",
+        "What goes wrong again and again fills the log.",
+        "peer/complaints.py",
+        "        if sentence == before and self._now() - said_at < REMIND_S:",
+        "        if sentence == before and self._now() - said_at < 0:",
+        (COMPLAINTS,),
+    ),
+    Mutant(
+        "place-lost-to-a-cancelled-request",
+        "A request that is cancelled keeps its place for ever.",
+        "peer/gossip/client.py",
+        "            async with self._limiter(peer.node_id):\n                response",
+        "            await self._limiter(peer.node_id).acquire_on_behalf_of(object())\n"
+        "            if True:\n                response",
+        (f"{CLIENT}::test_cancelled_requests_cost_no_place_and_no_connection",),
+    ),
+    Mutant(
+        "download-not-verified",
+        "What arrived is given the file's name, whatever it is.",
+        "peer/cli/transfers.py",
+        "        if self._digest.hexdigest() != self.sha256:",
+        "        if not self._digest.hexdigest():",
+        (REMOTE,),
+    ),
+    Mutant(
+        "download-begins-anew",
+        "A download that broke off is asked for from its beginning and appended to what is there.",
+        "peer/cli/transfers.py",
+        '            headers["range"] = f"bytes={self.received}-"',
+        '            headers["range"] = "bytes=0-"',
+        (REMOTE,),
+    ),
+    Mutant(
+        "upload-without-its-hash",
+        "A peer is not told what it should receive, and acknowledges whatever it got.",
+        "peer/cli/transfers.py",
+        '    headers = {"content-length": str(size), "repr-digest": f"sha-256=:{base64.b64encode(digest).decode()}:"}',
+        '    headers = {"content-length": str(size + 0 * len(base64.b64encode(digest)))}',
+        (REMOTE,),
+    ),
+    Mutant(
+        "file-name-is-a-place",
+        "A file is saved where the name it was uploaded under says.",
+        "peer/cli/transfers.py",
+        '    last = re.split(r"[/\\\\:]", name)[-1]',
+        "    last = name",
+        (REMOTE,),
+    ),
+    Mutant(
+        "check-believes-file-names",
+        "The check of a data folder takes a chunk for good because its file is there.",
+        "peer/store/check.py",
+        '    return None if digest.digest() == chunk_hash else "has other bytes than its name says"',
+        "    return None",
+        (f"{DATA_FOLDERS}::test_every_kind_of_damage_is_found_and_nothing_else",),
+    ),
+    Mutant(
+        "down-is-no-problem",
+        "A cluster with a peer down is told to be well.",
+        "peer/cli/diagnosis.py",
+        "    if not node.is_up:\n        heard",
+        "    if not node.is_up and not node.last_heard:\n        heard",
+        (DIAGNOSIS,),
     ),
 )

@@ -6,16 +6,21 @@ cannot be collected, run out of time or import another copy of the project prove
 
 from __future__ import annotations
 
+import compileall
+import json
 import os
+import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -55,6 +60,9 @@ def pytest_sessionfinish(session):
 
 class MutantDoesNotApply(Exception):
     """The text a mutant replaces is not in its file exactly once: rewrite the mutant."""
+
+
+_FOREIGN = shutil.ignore_patterns("__pycache__")
 
 
 class TestsAreRed(Exception):
@@ -100,45 +108,129 @@ def check_applies(mutant: Mutant) -> None:
 
 
 @contextmanager
-def scratch_copy() -> Iterator[Path]:
-    """A copy of the project to spoil."""
+def scratch_copy(of: Path = PROJECT) -> Iterator[Path]:
+    """A copy of the project, or of a copy of it, to spoil."""
     with tempfile.TemporaryDirectory(prefix="minidfs-mutant-") as folder:
         scratch = Path(folder)
         for name in COPIED:
-            source = PROJECT / name
+            source = of / name
             if source.is_dir():
-                shutil.copytree(source, scratch / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    source, scratch / name, ignore=shutil.ignore_patterns("__pycache__") if of == PROJECT else None
+                )
             else:
                 shutil.copy2(source, scratch / name)
         (scratch / "watch_imports.py").write_text(_WATCH, encoding="utf-8")
         yield scratch
 
 
-def run_tests(scratch: Path, tests: Iterable[str], limit_s: float = LIMIT_S) -> Run:
-    """Run these tests on the copy, up to the first that fails."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "--tb=line", "-p", "watch_imports"]
-    command += ["--hypothesis-profile=mutants", *tests]
-    paths = os.pathsep.join([str(scratch), str(scratch / "tests")])
+@contextmanager
+def compiled_copy() -> Iterator[Path]:
+    """A copy that is compiled already: compiling takes longer than most tests need to find a bug."""
+    with scratch_copy() as pristine:
+        compileall.compile_dir(pristine, quiet=2)
+        yield pristine
+
+
+def plant(mutant: Mutant, scratch: Path) -> None:
+    """Spoil a copy. What was compiled of the file goes too: Python tells files apart by their second and size only."""
+    path = scratch / mutant.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()
+
+
+def run_tests(scratch: Path, tests: Iterable[str], limit_s: float = LIMIT_S, server: PytestServer | None = None) -> Run:
+    """Run these tests on the copy, up to the first that fails; in a fork of `server`, where there is one."""
+    arguments = ["-x", "-q", "-rf", "--tb=line", "-p", "watch_imports", "-p", "no:xdist"]
+    arguments += ["--hypothesis-profile=mutants", *tests]
+    paths = [str(scratch), str(scratch / "tests")]
     # Where pytest believes itself on CI it writes every difference out in full, which for long lists takes minutes.
     inherited = {name: value for name, value in os.environ.items() if name not in ("CI", "BUILD_NUMBER")}
-    env = inherited | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
+    variables = inherited | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
     started = time.monotonic()
+    if server is not None:
+        code, output = server.run(scratch, arguments, variables, paths, limit_s)
+        return Run(code, output, time.monotonic() - started)
+    command = [sys.executable, "-m", "pytest", *arguments]
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours
-            command, cwd=scratch, env=env, capture_output=True, text=True, timeout=limit_s, check=False
+            command, cwd=scratch, env=variables, capture_output=True, text=True, timeout=limit_s, check=False
         )
     except subprocess.TimeoutExpired:
         return Run(None, f"no result after {limit_s:.0f} s", time.monotonic() - started)
     return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - started)
 
 
-def try_mutant(mutant: Mutant) -> Result:
+class PytestServer:
+    """A process of `sim/pytest_server.py`: it runs pytest in forks of itself, starting anew takes longer."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
+        script = str(PROJECT / "sim" / "pytest_server.py")
+        # A session of its own, to be ended with all that tests have started in it.
+        return subprocess.Popen(  # noqa: S603 - the command is ours
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def run(
+        self, folder: Path, arguments: list[str], variables: dict[str, str], paths: list[str], limit_s: float
+    ) -> tuple[int | None, str]:
+        """Pytest's exit code, None when it ran out of time, and what it printed."""
+        output = folder / "output.txt"
+        job = {"folder": str(folder), "arguments": arguments, "variables": variables, "paths": paths}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({**job, "output": str(output)}) + "\n")
+        self._process.stdin.flush()
+        overdue = threading.Timer(limit_s, self._kill)
+        overdue.start()
+        answer = self._process.stdout.readline()
+        overdue.cancel()
+        if not answer:
+            self._process.wait()
+            self._process = self._start()
+            return None, f"no result after {limit_s:.0f} s"
+        return int(answer), output.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        """End the process, and whatever tests have left running in it."""
+        self._kill()
+        self._process.wait()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def pytest_servers(count: int) -> Iterator[queue.SimpleQueue[PytestServer | None]]:
+    """So many servers, each to be taken and given back; Nones where processes cannot fork."""
+    servers = [PytestServer() if hasattr(os, "fork") else None for _ in range(count)]
+    free: queue.SimpleQueue[PytestServer | None] = queue.SimpleQueue()
+    for server in servers:
+        free.put(server)
+    try:
+        yield free
+    finally:
+        for server in servers:
+            if server is not None:
+                server.close()
+
+
+def try_mutant(mutant: Mutant, pristine: Path, servers: queue.SimpleQueue[PytestServer | None]) -> Result:
     """Plant one bug and see whether its tests find it."""
-    with scratch_copy() as scratch:
-        path = scratch / mutant.file
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-        run = run_tests(scratch, mutant.tests)
+    server = servers.get()
+    try:
+        with scratch_copy(pristine) as scratch:
+            plant(mutant, scratch)
+            run = run_tests(scratch, mutant.tests, server=server)
+    finally:
+        servers.put(server)
     return judge(mutant, run)
 
 
@@ -182,9 +274,13 @@ def run_mutations(names: Sequence[str] = (), jobs: int = 2, *, with_none: bool =
     mutants = chosen(names)
     for mutant in mutants:
         check_applies(mutant)
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
+    with (
+        compiled_copy() as pristine,
+        pytest_servers(jobs) as servers,
+        ThreadPoolExecutor(max_workers=jobs) as pool,
+    ):
         unmutated = pool.submit(run_unmutated, mutants) if with_none else None
-        tried = [pool.submit(try_mutant, mutant) for mutant in mutants]
+        tried = [pool.submit(try_mutant, mutant, pristine, servers) for mutant in mutants]
         if unmutated is not None:
             yield unmutated.result()
         if unmutated is not None and unmutated.result().exit_code != _GREEN:

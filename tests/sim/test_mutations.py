@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sim.mutations import (
     check_applies,
     chosen,
     judge,
+    pytest_servers,
     run_tests,
     scratch_copy,
 )
@@ -63,10 +65,23 @@ def test_only_failing_tests_count_as_found(exit_code: int | None, output: str, o
     ("body", "exit_code"),
     [("assert True", 0), ("assert False", 1), ("import sys; sys.modules['protocol'].__file__ = '/elsewhere/x.py'", 70)],
 )
-def test_tests_run_on_the_copy_and_nowhere_else(body: str, exit_code: int) -> None:
-    with scratch_copy() as scratch:
+@pytest.mark.parametrize("count", [0, 1], ids=["processes", "forks"])
+def test_tests_run_on_the_copy_and_nowhere_else(body: str, exit_code: int, count: int) -> None:
+    with pytest_servers(count) as servers, scratch_copy() as scratch:
+        server = servers.get() if count else None
         probe = ["import protocol", "def test_probe():", f"    assert protocol.__file__.startswith({str(scratch)!r})"]
         (scratch / "tests" / "test_probe.py").write_text("\n".join([*probe, f"    {body}"]))
-        run = run_tests(scratch, ["tests/test_probe.py"])
+        run = run_tests(scratch, ["tests/test_probe.py"], server=server)
         assert run.exit_code == exit_code, run.output
         assert Path.cwd() != scratch
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="on this system processes do not fork")
+def test_a_run_that_takes_too_long_is_ended_and_the_next_one_goes_on() -> None:
+    with pytest_servers(1) as servers, scratch_copy() as scratch:
+        server = servers.get()
+        (scratch / "tests" / "test_slow.py").write_text("import time, peer\ndef test_slow(): time.sleep(60)\n")
+        slow = run_tests(scratch, ["tests/test_slow.py"], 3.0, server)
+        assert (slow.exit_code, slow.output) == (None, "no result after 3 s")
+        (scratch / "tests" / "test_quick.py").write_text("import peer\ndef test_quick(): pass\n")
+        assert run_tests(scratch, ["tests/test_quick.py"], 60.0, server).exit_code == 0

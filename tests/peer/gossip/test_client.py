@@ -45,6 +45,9 @@ def test_an_address_that_can_be_none_is_unreachable_and_no_other_error(address: 
     trio.run(main)
 
 
+CANCELLATIONS, CANCELLED_LATER_S = 30, 0.002
+
+
 def test_cancelled_requests_cost_no_place_and_no_connection(tmp_path: Path) -> None:
     """httpx 0.28.1 on trio loses places in its own pool to requests that are cancelled; so its limit is off."""
     stalls = trio.Event()
@@ -62,14 +65,14 @@ def test_cancelled_requests_cost_no_place_and_no_connection(tmp_path: Path) -> N
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, serve, [listener])
             peer = Member(NodeId("node-2"), f"127.0.0.1:{listener.socket.getsockname()[1]}", 1)
-            for _ in range(3):
-                # More than there are places, so that some are cancelled while they wait for one.
-                with trio.move_on_after(0.2):
+            for turn in range(CANCELLATIONS):
+                # At every moment of a request; more than there are places, so that some wait for one.
+                with trio.move_on_after(turn * CANCELLED_LATER_S):
                     async with trio.open_nursery() as crowd:
                         for _ in range(3 * REQUESTS_PER_PEER_MAX):
                             crowd.start_soon(client.withdraw_chunks, peer, [])
             stalls.set()
-            with trio.fail_after(20):
+            with trio.fail_after(10):
                 async with trio.open_nursery() as crowd:
                     for _ in range(3 * REQUESTS_PER_PEER_MAX):
                         crowd.start_soon(client.withdraw_chunks, peer, [])

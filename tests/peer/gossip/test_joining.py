@@ -1,0 +1,165 @@
+"""Which cluster a peer belongs to, from what its folder knows and what the peers it is told to join answer."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from peer.complaints import REMIND_S
+from peer.config import Address
+from peer.gossip import joining
+from peer.gossip.client import PeerUnreachable
+from peer.world.env import StartError
+from protocol.identity import Member, NodeId
+
+A, B = Address("a", 1), Address("b", 2)
+OURS, THEIRS = "aa" * 16, "bb" * 16
+ME = Member(NodeId("node-1"), "c:3", 1)
+
+
+class Others:
+    """What peers at addresses answer who asks to join; None while they do not answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[Address, str | None]) -> None:
+        self.answers = answers
+        self.asked = 0
+        self.told: list[Member] = []
+        monkeypatch.setattr(joining, "join", self.join)
+
+    async def join(
+        self, _env: object, address: Address, cluster_id: str, me: Member | None
+    ) -> tuple[str, tuple[Member, ...]]:
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        theirs = self.answers.get(address)
+        if theirs is None:
+            raise PeerUnreachable(f"{address} cannot be reached")
+        if me is not None:
+            assert cluster_id == theirs
+            self.told.append(me)
+        return theirs, (Member(NodeId("node-2"), str(address), 1),)
+
+
+def in_time(main: Any) -> Any:
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def env() -> Any:
+    return SimpleNamespace(clock=SimpleNamespace(now=trio.current_time))
+
+
+def settle(others: Others, known: str | None, *, knows_others: bool = False, rejoin: bool = False) -> str | None:
+    """The cluster, None when nobody says within ten minutes."""
+    del others
+
+    async def main() -> str | None:
+        with trio.move_on_after(600):
+            return await joining.settle_cluster(env(), (A, B), known, knows_others=knows_others, rejoin=rejoin)
+        return None
+
+    found: str | None = in_time(main)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("known", "answers", "options", "settled"),
+    [
+        (None, {A: THEIRS}, {}, THEIRS),
+        (None, {B: THEIRS}, {}, THEIRS),
+        (None, {}, {}, None),
+        (OURS, {}, {}, OURS),
+        (OURS, {A: OURS}, {}, OURS),
+        (OURS, {A: THEIRS, B: OURS}, {}, OURS),
+        (OURS, {}, {"knows_others": True, "rejoin": True}, OURS),
+        (OURS, {A: OURS}, {"rejoin": True}, OURS),
+        (OURS, {B: THEIRS}, {"rejoin": True}, THEIRS),
+        (OURS, {}, {"rejoin": True}, None),
+    ],
+)
+def test_a_peer_belongs_where_its_folder_says_or_whom_it_joins(
+    monkeypatch: pytest.MonkeyPatch,
+    known: str | None,
+    answers: dict[Address, str | None],
+    options: dict[str, bool],
+    settled: str | None,
+) -> None:
+    assert settle(Others(monkeypatch, answers), known, **options) == settled
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "add --rejoin to go over to that one with all files"),
+        ({"knows_others": True}, "which has other members"),
+        ({"knows_others": True, "rejoin": True}, "which has other members"),
+    ],
+)
+def test_a_peer_does_not_leave_its_cluster_unasked_nor_its_fellows_at_all(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, bool], words: str
+) -> None:
+    with pytest.raises(StartError) as refusal:
+        settle(Others(monkeypatch, {B: THEIRS}), OURS, **options)
+    assert words in str(refusal.value)
+    assert f"b:2 {'to' if options else 'belongs to another one ('}" in str(refusal.value)
+
+
+def test_who_waits_says_so_once_and_then_every_five_minutes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = Others(monkeypatch, {})
+
+    async def main() -> None:
+        with trio.move_on_after(2.5 * REMIND_S):
+            await joining.settle_cluster(env(), (A,), None, knows_others=False, rejoin=False)
+
+    in_time(main)
+    assert others.asked > 2 * REMIND_S
+    assert caplog.messages == ["waiting for a cluster to join: a:1 cannot be reached"] * 3
+
+
+def announced(others: Others, answers_later: dict[Address, str | None], *, ends: bool) -> list[StartError]:
+    """What a lone peer of OURS ends with, that announces itself to A while answers change after a minute."""
+    failures: list[StartError] = []
+    membership = SimpleNamespace(me=ME, members=lambda: [ME, *others.told])
+    peers: Any = SimpleNamespace(membership=membership, cluster_id=OURS)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                joining.announce, env(), (A,), peers, lambda members: None, failures.append if ends else None
+            )
+            await trio.sleep(60)
+            others.answers = answers_later
+            await trio.sleep(60)
+            nursery.cancel_scope.cancel()
+
+    in_time(main)
+    return failures
+
+
+def test_a_lone_peer_tells_a_fellow_that_comes_late_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = Others(monkeypatch, {})
+    assert announced(others, {A: OURS}, ends=True) == []
+    assert others.told == [ME]
+
+
+def test_a_lone_peer_ends_when_whom_it_waits_for_turns_out_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = Others(monkeypatch, {})
+    (failure,) = announced(others, {A: THEIRS}, ends=True)
+    assert "add --rejoin" in str(failure)
+    assert others.told == []
+
+
+def test_who_was_told_its_cluster_stays_with_it_and_complains(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = Others(monkeypatch, {})
+    assert announced(others, {A: THEIRS}, ends=False) == []
+    assert [(record.levelno, record.message) for record in caplog.records][1:] == [
+        (logging.ERROR, f"a:1 belongs to another cluster ({THEIRS})")
+    ]
