@@ -435,11 +435,14 @@ async def _run_in(folder: Path, seed: int, seconds: float, heal_interval_s: floa
 
 
 @click.command()
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="How long to storm.")
-@click.option("--seed", type=int, help="Of all choices; drawn when it is not given.")
-@click.option("--heal-interval", type=float, default=5.0, show_default=True, metavar="SECONDS")
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="How long to storm, in seconds.")
+@click.option("--seed", type=int, help="Of all choices.  [default: drawn]")
+@click.option("--heal-interval", type=float, default=5.0, show_default=True, metavar="SECONDS", help="Of the peers.")
 def chaos(seconds: float, seed: int | None, heal_interval: float) -> int:
-    """Kill peers of a local cluster while clients upload and delete, and check what was promised."""
+    """Kill peers of a local cluster while clients upload and delete.
+
+    What was promised is checked.
+    """
     chosen = random.SystemRandom().getrandbits(32) if seed is None else seed
     click.echo(f"seed {chosen}")
     folder = Path(tempfile.mkdtemp(prefix="minidfs-chaos-"))

@@ -301,7 +301,7 @@ def run_mutations(names: Sequence[str] = (), jobs: int = 2, *, with_none: bool =
     help="Run the tests without any bug first; leave that out where they run anyway.",
 )
 def mutations(names: tuple[str, ...], *, list_only: bool, jobs: int, with_none: bool) -> None:
-    """Plant bugs in a copy of the project, and see whether the tests find them.
+    """Plant bugs in a copy of the project, for the tests to find.
 
     Exit code 1 when one survives.
     """

@@ -418,12 +418,25 @@ def _seeds(_ctx: click.Context, _param: click.Parameter, value: str) -> range:
 
 
 @click.command()
-@click.option("--seeds", default="1..20", show_default=True, metavar="A..B", callback=_seeds)
-@click.option("--jobs", type=click.IntRange(1, 64), default=os.cpu_count() or 1, show_default=True)
+@click.option(
+    "--seeds",
+    default="1..20",
+    show_default=True,
+    metavar="A..B",
+    callback=_seeds,
+    help="The seeds, both ends included.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=os.cpu_count() or 1,
+    show_default=True,
+    help="How many to run at a time; as many as there are processors, unless said.",
+)
 def run(seeds: range, jobs: int) -> None:
-    """Run three simulated peers through storms of faults, one a seed, and check what was promised.
+    """Run simulated peers through storms of faults, one a seed.
 
-    Exit code 1 when a promise was broken; the seed replays it.
+    Three peers; what was promised is checked. Exit code 1 when a promise was broken; the seed replays it.
     """
     started = time.monotonic()
     total, broken = Tally(), 0

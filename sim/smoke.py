@@ -108,5 +108,8 @@ def run_smoke(seed: int, tell: Callable[[str], None] | None = None) -> str:
 @click.argument("seed", type=int, default=1)
 @click.option("--trace", is_flag=True, help="Print every event, with its virtual time.")
 def smoke(seed: int, *, trace: bool) -> None:
-    """Run three simulated peers for a minute of virtual time; equal seeds give equal digests."""
+    """Run simulated peers for a minute of virtual time.
+
+    Equal seeds give equal digests.
+    """
     click.echo(f"trace {run_smoke(seed, click.echo if trace else None)}")

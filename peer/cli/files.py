@@ -160,7 +160,10 @@ def _openly(what: str) -> Iterator[None]:
 @json_option
 @asking
 def ls(remote: Remote, prefix: str | None, limit: int | None, as_json: bool) -> None:
-    """List the files, the newest first, or those whose name begins with PREFIX."""
+    """List files, the newest first.
+
+    With PREFIX only those whose name begins so.
+    """
     from peer.cli.progress import human_bytes
 
     found = _listed(remote, prefix, limit)

@@ -70,9 +70,9 @@ def db() -> None:
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace OUTPUT when it is there.")
 def snapshot(folder: Path, output: Path, force: bool) -> None:
-    """Write a consistent copy of the database in FOLDER to OUTPUT, also while the peer runs.
+    """Copy the database in FOLDER to OUTPUT.
 
-    The copy is one SQLite file, for sqlite-utils, Datasette and the like. It has the catalog and small contents, not
+    Consistently, also while the peer runs. The copy is one SQLite file, for sqlite-utils, Datasette and the like. It has the catalog and small contents, not
     the chunk files: to restore a peer, back up its whole folder while it is stopped.
     """
     from peer.cli.progress import human_bytes

@@ -63,7 +63,10 @@ def _latency(node: dict[str, Any]) -> str:
 @json_option
 @asking
 def queue(remote: Remote, node: str | None, status: str | None, as_json: bool) -> None:
-    """List copies that are missing, and those that were fetched within 24 hours."""
+    """List copies that are missing, or came back.
+
+    Those that were fetched are listed for 24 hours.
+    """
     wanted = {"node_id": node, "status": status and status.upper()}
     params = {name: value for name, value in wanted.items() if value is not None}
     items = remote.json("GET", "/replication-queue", {**params, "limit": str(QUEUE_MAX)})["items"]
@@ -99,9 +102,9 @@ def recover(remote: Remote, node: str, as_json: bool) -> int:
 @json_option
 @asking
 def status(remote: Remote, as_json: bool) -> int:
-    """Say in one sentence how the cluster is, and what to do about each problem.
+    """Say how the cluster is, and what to do.
 
-    Exit code 1 when there are problems.
+    One sentence, and for each problem its reason and the next step. Exit code 1 when there are problems.
     """
     from peer.cli.diagnosis import diagnose
 

@@ -47,7 +47,9 @@ def minidfs(ctx: click.Context, config_file: Path | None) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands, options, nodes and files.
+    """Print the completion script of a shell.
+
+    It completes commands, options, ids of files and names of nodes.
 
     For bash, as a line of ~/.bashrc:  eval "$(minidfs completion bash)"
     """

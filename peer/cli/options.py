@@ -59,9 +59,8 @@ to_option = setting(
     metavar="URL",
     multiple=True,
     default=(DEFAULT_URL,),
-    show_default=DEFAULT_URL,
     callback=_urls,
-    help="A peer to ask; may be repeated, for when one does not answer.",
+    help=f"A peer to ask; may be repeated, for when one does not answer.  [default: {DEFAULT_URL}]",
 )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import click
 import pytest
 
 from peer.cli.main import EXIT_INTERRUPTED, minidfs, run_command
+from sim.__main__ import sim
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -77,3 +79,24 @@ def test_the_exit_code_follows_from_how_the_command_ended(
 
     assert run_command(attempt, "try", []) == code
     assert capsys.readouterr().err.strip("\n") == shown.strip("\n")
+
+
+def commands_of(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{path} {name}")
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), [*commands_of(minidfs, "minidfs"), *commands_of(sim, "sim")], ids=lambda value: str(value)
+)
+def test_every_option_says_what_it_is_for_and_what_holds_without_it(path: str, command: click.Command) -> None:
+    assert command.help
+    first = command.help.partition("\n")[0]
+    assert len(first) <= 72, f"{path}: cut short in the list of commands: {first}"
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.is_flag:
+            continue
+        assert option.help, f"{path} {option.opts[0]}"
+        assert option.required or option.show_default or "default" in option.help, f"{path} {option.opts[0]}"
