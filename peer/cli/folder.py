@@ -72,8 +72,9 @@ def db() -> None:
 def snapshot(folder: Path, output: Path, force: bool) -> None:
     """Copy the database in FOLDER to OUTPUT.
 
-    Consistently, also while the peer runs. The copy is one SQLite file, for sqlite-utils, Datasette and the like. It has the catalog and small contents, not
-    the chunk files: to restore a peer, back up its whole folder while it is stopped.
+    Consistently, also while the peer runs. The copy is one SQLite file, for sqlite-utils, Datasette and the like. It
+    has the catalog and small contents, not the chunk files: to restore a peer, back up its whole folder while it is
+    stopped.
     """
     from peer.cli.progress import human_bytes
     from peer.store.snapshot import copy_database
