@@ -211,9 +211,9 @@ class Node:
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.advertised, cluster_id)
         # Who was told which cluster to belong to stays with it, whoever answers at an address.
         on_stranger = None if self.config.cluster_id is not None else self._fail
-        nursery.start_soon(
-            keep, "joining", partial(announce, self.env, self.join, others, services.gossip.learn, on_stranger)
-        )
+        if self.join:
+            telling = partial(announce, self.env, self.join, others, services.gossip.learn, on_stranger)
+            nursery.start_soon(keep, "joining", telling)
         if self.config.facade is not None:
             await nursery.start(serve_facade, server, self.config.facade, services)
         await meet_others(others, len(self.join))

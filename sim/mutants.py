@@ -940,8 +940,8 @@ MUTANTS = (
         "member-leaves-its-cluster",
         "A peer with other members goes over to a stranger's cluster, and its files are left with them.",
         "peer/gossip/joining.py",
-        "    if knows_others:",
-        "    if False:",
+        "    if knows_others:\n        raise",
+        "    if False:\n        raise",
         (JOINING,),
     ),
     Mutant(

@@ -7,6 +7,8 @@ is for sim/mutations.py: there a test only has to fail, and the smallest case is
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -27,7 +29,10 @@ settings.load_profile("ci")
 
 
 def pytest_configure() -> None:
-    """Tests that run beside each other must not pick the same free port at the same moment."""
+    """Tests know nothing of their user's settings, and none beside another picks the same free port at one moment."""
+    for name in [name for name in os.environ if name.startswith("MINIDFS_") and not name.startswith("MINIDFS_E2E_")]:
+        del os.environ[name]
+    os.environ["MINIDFS_HOME"] = str(Path(tempfile.gettempdir()) / "minidfs has no home in tests")
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PORT_SLICES
     size = len(ports.FREE_PORTS) // PORT_SLICES
     start = ports.FREE_PORTS.start + worker * size

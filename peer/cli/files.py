@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peer.cli.options import asking, complete_keys, json_option, print_json
+from peer.cli.options import asking, complete_keys, json_option, print_json, print_json_each
 from peer.locks import try_lock
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def put(
 
 def _put(remote: Remote, file: str, key: str, name: str | None, query: dict[str, str]) -> Any:
     from peer.cli.progress import showing
-    from peer.cli.transfers import upload_file, upload_stream
+    from peer.cli.transfers import hash_of, upload_file, upload_stream
 
     shown = name or ("stdin" if file == STDIO else Path(file).name)
     query = {"filename": shown, **query}
@@ -74,8 +74,10 @@ def _put(remote: Remote, file: str, key: str, name: str | None, query: dict[str,
             with showing(shown, None) as advance:
                 return upload_stream(remote, source, key, query, advance)
         size = path.stat().st_size
+        with showing(f"hashing {shown}", size) as advance:
+            digest = hash_of(source, advance)
         with showing(shown, size) as advance:
-            return upload_file(remote, source, size, key, query, advance)
+            return upload_file(remote, source, size, digest, key, query, advance)
 
 
 def _receipt_line(receipt: dict[str, Any]) -> str:
@@ -127,7 +129,7 @@ def _save(download: Download, target: Path) -> None:
 
     part = part_of(target, download.sha256)
     with _openly(f"write {target}"), showing(download.filename, download.size) as advance:
-        with part.open("a+b", buffering=0) as file:
+        with part.open("a+b") as file:
             if not try_lock(file.fileno()):
                 raise click.ClickException(f"another process is fetching {target} already")
             try:
@@ -168,7 +170,7 @@ def ls(remote: Remote, prefix: str | None, limit: int | None, as_json: bool) -> 
 
     found = _listed(remote, prefix, limit)
     if as_json:
-        print_json(list(found))
+        print_json_each(found)
         return
     for file in found:
         size, copies = human_bytes(file["size_bytes"]), ", ".join(file["replicas"]) or "no copy"

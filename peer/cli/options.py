@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -93,6 +93,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 def print_json(value: object) -> None:
     """Print a value for a script to read."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_json_each(values: Iterable[object]) -> None:
+    """Print a list for a script to read, each value as it comes: there may be more than fit memory."""
+    click.echo("[", nl=False)
+    for number, value in enumerate(values):
+        click.echo(("," if number else "") + "\n  " + json.dumps(value, ensure_ascii=False), nl=False)
+    click.echo("\n]")
 
 
 def asking(command: Command) -> Command:

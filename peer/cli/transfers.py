@@ -48,13 +48,14 @@ def hash_of(file: IO[bytes], advance: Advance) -> bytes:
     return digest.digest()
 
 
-def upload_file(remote: Remote, file: IO[bytes], size: int, key: str, query: dict[str, str], advance: Advance) -> Any:
-    """Upload a file that can be read twice; its receipt.
+def upload_file(
+    remote: Remote, file: IO[bytes], size: int, digest: bytes, key: str, query: dict[str, str], advance: Advance
+) -> Any:
+    """Upload a file that can be read again; its receipt.
 
-    It is hashed first and the hash sent ahead, so that a peer that gets other bytes acknowledges nothing. Raises
-    Refused, Unreachable.
+    Its hash (see `hash_of`) is sent ahead, so that a peer that gets other bytes acknowledges nothing. Raises Refused,
+    Unreachable.
     """
-    digest = hash_of(file, lambda _: None)
     headers = {"content-length": str(size), "repr-digest": f"sha-256=:{base64.b64encode(digest).decode()}:"}
 
     def put(url: str) -> Any:

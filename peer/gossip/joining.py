@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -74,6 +75,8 @@ async def settle_cluster(
     """
     if known is None:
         return await _ask_until_answered(env, addresses)
+    if knows_others and not rejoin:
+        return known
     answers = await _ask_all(env, addresses)
     if known in answers.values():
         return known
@@ -82,8 +85,8 @@ async def settle_cluster(
     address, theirs = next(iter(answers.items()))
     if knows_others:
         raise StartError(
-            f"the data folder belongs to cluster {known}, which has other members, but {address} to {theirs}; "
-            "join one of its own members, or use another folder"
+            f"the data folder belongs to cluster {known}, which has other members, and cannot go over to that of {address}"
+            f" ({theirs}); start without --rejoin, or use another folder"
         )
     if not rejoin:
         raise _other_cluster(known, address, theirs)
@@ -132,24 +135,32 @@ async def announce(
     learn: Callable[[tuple[Member, ...]], None],
     on_stranger: Callable[[StartError], None] | None,
 ) -> None:
-    """Tell peers of this one until one has answered, unless it knows others already.
+    """Tell peers of this one until it knows others; ask each once, whether it belongs to this cluster.
 
-    `on_stranger` is told when one of them turns out to belong to another cluster; without it that is only logged.
+    `on_stranger` is told when one does not and this peer is alone; else, and without it, that is only logged.
     """
     complaints = Complaints(log, env.clock.now)
-    while len(others.membership.members()) == 1 and addresses:
+
+    def is_alone() -> bool:
+        return len(others.membership.members()) == 1
+
+    for turn in itertools.count():
+        if turn and not is_alone():
+            return
         for address in addresses:
             try:
                 theirs, _ = await join(env, address, "", None)
                 if theirs == others.cluster_id:
                     learn((await join(env, address, theirs, others.membership.me))[1])
-                elif on_stranger is None:
-                    complaints.say(address, f"{address} belongs to another cluster ({theirs})", logging.ERROR)
-                else:
+                elif on_stranger is not None and is_alone():
                     on_stranger(_other_cluster(others.cluster_id, address, theirs))
                     return
+                else:
+                    sentence = f"{address} belongs to another cluster ({theirs}) than this peer ({others.cluster_id})"
+                    complaints.say(address, f"{sentence}; take it out of --join", logging.ERROR)
             except PeerUnreachable as error:
-                complaints.say(address, f"not joined yet, this peer is alone: {error}")
+                if is_alone():
+                    complaints.say(address, f"not joined yet, this peer is alone: {error}")
         await trio.sleep(RETRY_S)
 
 

@@ -17,6 +17,7 @@ from peer.cli.transfers import (
     ChecksumWrong,
     Download,
     filename_of,
+    hash_of,
     part_of,
     upload_file,
     upload_stream,
@@ -190,7 +191,15 @@ def test_a_file_is_sent_to_another_peer_when_one_fails_with_its_hash_ahead_and_c
         count += more
 
     with cluster.remote() as remote:
-        receipt = upload_file(remote, io.BytesIO(CONTENT), len(CONTENT), "key", {"filename": "a"}, advance)
+        receipt = upload_file(
+            remote,
+            io.BytesIO(CONTENT),
+            len(CONTENT),
+            hash_of(io.BytesIO(CONTENT), nothing),
+            "key",
+            {"filename": "a"},
+            advance,
+        )
     assert receipt["checksum_sha256"] == SHA
     assert [url for url, _, _ in cluster.received] == [FIRST, SECOND]
     for _, body, headers in cluster.received:
@@ -203,7 +212,7 @@ def test_a_file_is_sent_to_another_peer_when_one_fails_with_its_hash_ahead_and_c
 
 def test_a_file_that_became_shorter_is_not_taken_for_whole() -> None:
     with Cluster().remote() as remote, pytest.raises(click.ClickException, match="became shorter"):
-        upload_file(remote, io.BytesIO(CONTENT), len(CONTENT) + 1, "key", {}, nothing)
+        upload_file(remote, io.BytesIO(CONTENT), len(CONTENT) + 1, bytes(32), "key", {}, nothing)
 
 
 def test_a_pipe_is_sent_once_and_what_arrived_differently_is_deleted() -> None:

@@ -76,6 +76,7 @@ def settle(others: Others, known: str | None, *, knows_others: bool = False, rej
         (OURS, {A: OURS}, {}, OURS),
         (OURS, {A: THEIRS, B: OURS}, {}, OURS),
         (OURS, {}, {"knows_others": True, "rejoin": True}, OURS),
+        (OURS, {A: THEIRS}, {"knows_others": True}, OURS),
         (OURS, {A: OURS}, {"rejoin": True}, OURS),
         (OURS, {B: THEIRS}, {"rejoin": True}, THEIRS),
         (OURS, {}, {"rejoin": True}, None),
@@ -95,7 +96,6 @@ def test_a_peer_belongs_where_its_folder_says_or_whom_it_joins(
     ("options", "words"),
     [
         ({}, "add --rejoin to go over to that one with all files"),
-        ({"knows_others": True}, "which has other members"),
         ({"knows_others": True, "rejoin": True}, "which has other members"),
     ],
 )
@@ -105,7 +105,8 @@ def test_a_peer_does_not_leave_its_cluster_unasked_nor_its_fellows_at_all(
     with pytest.raises(StartError) as refusal:
         settle(Others(monkeypatch, {B: THEIRS}), OURS, **options)
     assert words in str(refusal.value)
-    assert f"b:2 {'to' if options else 'belongs to another one ('}" in str(refusal.value)
+    assert "b:2" in str(refusal.value)
+    assert THEIRS in str(refusal.value)
 
 
 def test_who_waits_says_so_once_and_then_every_five_minutes(
@@ -161,5 +162,16 @@ def test_who_was_told_its_cluster_stays_with_it_and_complains(
     others = Others(monkeypatch, {})
     assert announced(others, {A: THEIRS}, ends=False) == []
     assert [(record.levelno, record.message) for record in caplog.records][1:] == [
-        (logging.ERROR, f"a:1 belongs to another cluster ({THEIRS})")
+        (logging.ERROR, f"a:1 belongs to another cluster ({THEIRS}) than this peer ({OURS}); take it out of --join")
     ]
+
+
+def test_a_member_says_once_that_an_address_leads_to_a_stranger_and_stays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = Others(monkeypatch, {A: THEIRS})
+    others.told = [ME]
+    assert announced(others, {A: THEIRS}, ends=True) == []
+    assert others.asked == 1
+    (record,) = caplog.records
+    assert record.message.startswith("a:1 belongs to another cluster")
