@@ -85,8 +85,8 @@ async def settle_cluster(
     address, theirs = next(iter(answers.items()))
     if knows_others:
         raise StartError(
-            f"the data folder belongs to cluster {known}, which has other members, and cannot go over to that of {address}"
-            f" ({theirs}); start without --rejoin, or use another folder"
+            f"the data folder belongs to cluster {known}, which has other members, and cannot go over to that of "
+            f"{address} ({theirs}); start without --rejoin, or use another folder"
         )
     if not rejoin:
         raise _other_cluster(known, address, theirs)
