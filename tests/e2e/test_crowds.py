@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
 from e2e.cluster_fixture import POSIX_ONLY, Peers, content_of, running_peers, wait_until, within
+
+from peer.run import OPEN_FILES
 
 pytestmark = [pytest.mark.e2e, POSIX_ONLY]
 
@@ -17,6 +21,8 @@ HALF_UPLOAD = (
     b"Content-Length: 100000\r\n\r\n"
     b'--b\r\nContent-Disposition: form-data; name="file"; filename="half"\r\n\r\nhalf of it'
 )
+THREADS_MAX = 32
+"""Eight for the disk, two for hashes, two for the database, a watchdog, the loop, and room for looking up names."""
 GRACE_S = 10
 """The aim is a second; on a busy machine all takes longer."""
 
@@ -35,6 +41,10 @@ async def test_idle_and_slow_clients_stop_neither_health_checks_nor_uploads_nor_
                 assert receipt["durable_copies"] == ["node-1", "node-2", "node-3"]
         nodes = await peers.json("node-1", "/nodes")
         assert [node["status"] for node in nodes] == ["UP"] * 3
+        if sys.platform == "linux":
+            threads, files = (len(os.listdir(f"/proc/{peers.pid('node-2')}/{kind}")) for kind in ("task", "fd"))
+            assert threads <= THREADS_MAX
+            assert files <= OPEN_FILES
         nursery.cancel_scope.cancel()
 
 
