@@ -249,6 +249,21 @@ def test_a_commit_that_failed_comes_back_after_a_crash_unless_another_was_writte
         assert found == ([(2,)] if is_overwritten else [(1,)])
 
 
+def test_a_roll_back_that_fails_leaves_nothing_for_other_connections_to_see() -> None:
+    platter = Platter()
+    database = Mount(platter).database("a.db")
+    writer, reader = database.connect_writer(), database.connect_reader()
+    writer.execute("CREATE TABLE meta (key)")
+    writer.execute("BEGIN")
+    writer.execute("INSERT INTO meta VALUES (1)")
+    platter.faults = Faults(Random(1), eio=1.0)
+    with pytest.raises(sqlite3.OperationalError):
+        writer.execute("ROLLBACK")
+    platter.faults = None
+    assert not writer.in_transaction
+    assert reader.execute("SELECT key FROM meta").fetchall() == []
+
+
 def test_a_crash_takes_what_was_not_synced_and_leaves_what_was() -> None:
     platter = Platter()
     disk = Mount(platter)
