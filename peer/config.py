@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,16 @@ class Address(NamedTuple):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+@lru_cache(maxsize=4096)
+def is_numeric(address: str) -> bool:
+    """Whether `HOST:PORT` has a host that is an address and no name."""
+    try:
+        ipaddress.ip_address(Address.parse(address).host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

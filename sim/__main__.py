@@ -9,7 +9,7 @@ import click
 from peer.cli.main import run_command
 from sim.chaos import chaos
 from sim.mutations import mutations
-from sim.run import run
+from sim.run import replay, run
 from sim.smoke import smoke
 
 
@@ -22,6 +22,7 @@ def sim() -> None:
 sim.add_command(chaos)
 sim.add_command(mutations)
 sim.add_command(run)
+sim.add_command(replay)
 sim.add_command(smoke)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 
@@ -73,6 +73,15 @@ class FileModel:
     def _unknown_to(self, via: str) -> list[Version]:
         versions = [version for version in self.shown if version is not None] + self.beneath
         return [version for version in dict.fromkeys(versions) if via not in version.holders]
+
+    def forget_holder(self, name: str) -> None:
+        """A peer's disk is not what it was: it may not have what it said it has, nor have heard of it."""
+
+        def without(version: Version) -> Version:
+            return replace(version, holders=version.holders - {name})
+
+        self.shown = [version and without(version) for version in self.shown]
+        self.beneath = [without(version) for version in self.beneath]
 
     def objection(self, status: int, sha256: str, live: frozenset[str], *, all_up: bool) -> str | None:
         """Why an answer to GET breaks a promise; None when it is fine."""

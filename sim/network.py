@@ -6,6 +6,7 @@ that serves it and dies with it. A cut link swallows everything, in silence: bot
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from peer.world.env import AsgiApp, Listener, StartError
 
 DELAY_S = (0.0002, 0.002)
 """One way, the least and the most."""
+GRID_S = 0.001
 DOUBLED_WITHIN_S = 5.0
 BREAKS_WITHIN_PIECES = 4
 """Of a body that breaks off: before one of its first pieces."""
@@ -73,8 +75,11 @@ class Network:
     def __init__(self, chance: Random, trace: Trace, nursery: trio.Nursery) -> None:
         self._chance = chance
         self.trace = trace
-        self._nursery = nursery
         self.weather = FAIR
+        self._travelling: list[tuple[float, int, Address, bytes, Address]] = []
+        self._sent = 0
+        self._earlier = trio.Event()
+        nursery.start_soon(self.carry)
         self._servers: dict[int, VirtualListener] = {}
         self._mailboxes: dict[int, VirtualDatagrams] = {}
         self._cut: dict[tuple[str, str], None] = {}
@@ -101,7 +106,10 @@ class Network:
 
     async def delay(self) -> None:
         """One way over a link."""
-        await trio.sleep(self._chance.uniform(*DELAY_S) + self._lateness_s())
+        await trio.sleep(self._delay_s())
+
+    def _delay_s(self) -> float:
+        return self._chance.uniform(*DELAY_S) + self._lateness_s()
 
     async def delay_piece(self) -> None:
         """A piece of a body, which comes right behind the one before, but in bad weather."""
@@ -158,17 +166,32 @@ class Network:
         self.trace(sender.name, f"datagram to {to.port}", _digest(payload))
         if not self.passes(sender.name, to.port) or self._chance.random() < self.weather.lost:
             return
-        self._nursery.start_soon(self._deliver, sender.address, payload, to)
+        self._let_travel(self._delay_s(), sender.address, payload, to)
         if self.weather.doubled and self._chance.random() < self.weather.doubled:
-            self._nursery.start_soon(self._deliver, sender.address, payload, to, DOUBLED_WITHIN_S)
+            self._let_travel(self._chance.uniform(0, DOUBLED_WITHIN_S) + self._delay_s(), sender.address, payload, to)
 
-    async def _deliver(self, sender: Address, payload: bytes, to: Address, within_s: float = 0.0) -> None:
-        if within_s:
-            await trio.sleep(self._chance.uniform(0, within_s))
-        await self.delay()
-        mailbox = self._mailboxes.get(to.port)
-        if mailbox is not None:
-            mailbox.put(payload, sender)
+    def _let_travel(self, for_s: float, sender: Address, payload: bytes, to: Address) -> None:
+        self._sent += 1
+        # On a grid, so that what arrives at nearly the same moment takes one turn.
+        at = math.ceil((trio.current_time() + for_s) / GRID_S) * GRID_S
+        arrival = (at, self._sent, sender, payload, to)
+        heapq.heappush(self._travelling, arrival)
+        if self._travelling[0] is arrival:
+            self._earlier.set()
+
+    async def carry(self) -> None:
+        """Deliver datagrams, each at its time; one task for all, for they are most of what happens in a world."""
+        while True:
+            due = self._travelling[0][0] if self._travelling else math.inf
+            if due > trio.current_time():
+                self._earlier = trio.Event()
+                with trio.move_on_at(due):
+                    await self._earlier.wait()
+                continue
+            _, _, sender, payload, to = heapq.heappop(self._travelling)
+            mailbox = self._mailboxes.get(to.port)
+            if mailbox is not None:
+                mailbox.put(payload, sender)
 
 
 class VirtualDatagrams:
@@ -185,7 +208,7 @@ class VirtualDatagrams:
         network.bind(self)
 
     async def send(self, payload: bytes, to: Address) -> None:
-        await trio.lowlevel.checkpoint()
+        # No checkpoint: it would double what a datagram costs, and nobody cancels a task that sends one.
         if not self.is_dead:
             self._network.send_datagram(self, payload, to)
 

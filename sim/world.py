@@ -154,6 +154,7 @@ class World:
         self._nursery = nursery
         self._digest = blake2b(digest_size=16)
         self.events: list[str] | None = None
+        self.show: Callable[[str], None] | None = None
         self.network = Network(Random(f"{seed} network"), self.trace, nursery)
         self.chance = Random(f"{seed} scenario")
         self._settings = settings
@@ -173,6 +174,8 @@ class World:
         self._digest.update(line.encode() + b"\n")
         if self.events is not None:
             self.events.append(line)
+        if self.show is not None:
+            self.show(line)
 
     def digest(self) -> str:
         """Stands for everything that happened so far, in its order."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from peer.complaints import Complaints
-from peer.config import Address, ConfigError
+from peer.config import Address, ConfigError, is_numeric
 from peer.gossip.peers import Peers
 from peer.gossip.placement import requeue
 from peer.store.holding import Holding
@@ -116,10 +116,9 @@ class Gossip:
             return
         if any(isinstance(effect, MemberChanged) for effect in effects):
             nursery.start_soon(self.keep_members)
+        self._send_all([effect for effect in effects if isinstance(effect, Send)], nursery)
         for effect in effects:
             match effect:
-                case Send(to, message):
-                    nursery.start_soon(self._send, to, encode_datagram(self._others.cluster_id, message))
                 case SetTimer(after_s):
                     nursery.start_soon(self._tick_later, after_s)
                 case StatusChanged(node_id, status):
@@ -131,13 +130,26 @@ class Gossip:
                 case Met(node_id):
                     nursery.start_soon(self._on_met, node_id)
 
-    async def _send(self, to: str, payload: bytes) -> None:
+    def _send_all(self, sends: list[Send], nursery: trio.Nursery) -> None:
+        # An address without a name costs no look-up, for which others would have to wait.
+        direct = [send for send in sends if is_numeric(send.to)]
+        if direct:
+            nursery.start_soon(self._send_each, direct)
+        for send in sends:
+            if not is_numeric(send.to):
+                nursery.start_soon(self._send, send)
+
+    async def _send_each(self, sends: list[Send]) -> None:
+        for send in sends:
+            await self._send(send)
+
+    async def _send(self, send: Send) -> None:
         try:
-            address = Address.parse(to)
+            address = Address.parse(send.to)
         except ConfigError:
             return
         self.datagrams_sent += 1
-        await self._datagrams.send(payload, address)
+        await self._datagrams.send(encode_datagram(self._others.cluster_id, send.message), address)
 
     async def _tick_later(self, after_s: float) -> None:
         await trio.sleep(after_s)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import click
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
+from peer.files.delivery import Deliveries
 from peer.store.chunks import ChunkStore
 from peer.store.holding import Holding
-from sim.run import parse_seeds, run, run_seed
+from protocol.ops import Put
+from sim.run import Plan, parse_seeds, replay, run, run_seed
+from sim.scenarios import ALWAYS, SCENARIOS, draw_life
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1..3", [1, 2, 3]), ("7", [7]), ("0..0", [0]), ("10..11", [10, 11])])
@@ -22,28 +30,93 @@ def test_what_is_no_range_of_seeds_is_refused(text: str) -> None:
         parse_seeds(text)
 
 
+SMALL = Plan(peers=3, minutes=1)
+
+
 def test_a_seed_keeps_all_promises_and_says_what_it_tried() -> None:
-    tally, objection = run_seed(3)
-    assert objection is None
-    assert tally.done["uploads"] > 20
-    assert sum(tally.done[harm] for harm in ("power cuts", "failing disks", "flipped bits", "full disks")) > 3
+    verdict = run_seed(SMALL, 3)
+    assert verdict.objection is None
+    assert verdict.done["uploads"] > 20
+    assert verdict.done.total() > 100
+    assert verdict.faults.total() > 10
+    assert verdict.faults["power cuts"]
+    assert verdict.faults["cut links"]
 
 
-def test_a_seed_replays_what_happened() -> None:
-    assert run_seed(5)[0] == run_seed(5)[0]
+def test_a_seed_replays_what_happened_to_the_last_byte() -> None:
+    lines: list[str] = []
+    first, again = run_seed(SMALL, 5), run_seed(SMALL, 5, lines.append)
+    assert (first.digest, first.done, first.faults) == (again.digest, again.done, again.faults)
+    assert any(" fault " in line for line in lines)
+    assert any(" client " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "kinds"), [("calm", set()), ("clocks", {"clock steps"}), ("power", {"power cuts"})]
+)
+def test_a_scenario_has_only_its_own_kinds_of_faults(scenario: str, kinds: set[str]) -> None:
+    verdict = run_seed(Plan(peers=2, minutes=0.3, scenario=scenario), 2)
+    assert verdict.objection is None
+    assert set(verdict.faults) <= kinds
+
+
+@given(st.integers(0, 10_000), st.sampled_from(sorted(SCENARIOS)), st.floats(6, 60_000))
+def test_a_life_has_what_no_seed_leaves_out_and_time_between(seed: int, scenario: str, storm_s: float) -> None:
+    life = draw_life(seed, scenario, 3, storm_s)
+    assert life == draw_life(seed, scenario, 3, storm_s)
+    assert set(life.faults) <= set(SCENARIOS[scenario])
+    assert {kind for kind in ALWAYS if kind in SCENARIOS[scenario]} <= set(life.faults)
+    assert life.fault_pause_s > 0
+    assert 0 < life.client_pause_s <= 2 * storm_s
+
+
+# --- planted bugs: each is found by a few seeds ---
+
+
+def broken_by(*seeds: int) -> list[str]:
+    """What the first of these seeds that breaks a promise says."""
+    for seed in seeds:
+        objection = run_seed(SMALL, seed).objection
+        if objection is not None:
+            return [objection]
+    return []
 
 
 def test_storms_find_a_peer_that_serves_what_it_did_not_verify(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChunkStore, "read_inline", lambda self, name, row: row.content)
-    assert any(run_seed(seed)[1] is not None for seed in range(1, 9))
+    assert broken_by(*range(1, 9))
 
 
 def test_storms_find_a_peer_that_never_takes_a_hold_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Holding, "condemn_chunk", lambda self, chunk_hash, row: [])
-    assert any(run_seed(seed)[1] is not None for seed in range(1, 9))
+    assert broken_by(*range(1, 9))
+
+
+def test_storms_find_a_receipt_that_names_who_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Deliveries.deliver
+
+    async def deliver(self: Deliveries, put: Put, targets: Any, pushers: Any) -> Any:
+        return [replace(delivery, error=None) for delivery in await real(self, put, targets, pushers)]
+
+    monkeypatch.setattr(Deliveries, "deliver", deliver)
+    assert "which does not have it" in broken_by(*range(1, 9))[0]
+
+
+# --- the commands ---
 
 
 def test_the_command_gives_one_line_of_verdict() -> None:
-    result = CliRunner().invoke(run, ["--seeds", "1..2", "--jobs", "2"])
+    options = ["--seeds", "1..2", "--jobs", "2", "--peers", "3", "--minutes", "0.5"]
+    result = CliRunner().invoke(run, options)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("2 seeds, 0 broke a promise; ")
+    assert result.output.count("\n") == 1
+
+
+def test_a_replay_ends_in_the_digest_of_its_trace() -> None:
+    options = ["7", "--peers", "2", "--minutes", "0.2", "--scenario", "calm"]
+    first, again = CliRunner().invoke(replay, options), CliRunner().invoke(replay, options)
+    assert first.exit_code == 0, first.output
+    assert first.output == again.output
+    *_, last = first.output.splitlines()
+    assert last == f"trace {run_seed(Plan(2, 0.2, 'calm'), 7).digest}"

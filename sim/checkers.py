@@ -1,0 +1,155 @@
+"""What must hold, apart from whoever makes it hold: each checker looks at disks and answers, and says what is wrong.
+
+A checker is named after its promise; what it finds is a PromiseBroken. Those of `after_healing` are about a world that
+is well again, the others about any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+
+import httpx
+from blake3 import blake3
+
+from sim.looks import (
+    chunks_on,
+    gaps_on,
+    holders_on,
+    lacking_on,
+    logs_on,
+    puts_on,
+)
+from sim.model import FileModel, PromiseBroken
+from sim.world import World
+
+# --- at any moment ---
+
+
+def receipt_is_true(
+    world: World, file_key: str, holders: Iterable[str], harmed_at: Mapping[str, float], began: float
+) -> None:
+    """Whoever a receipt names has a version of the file on its disk, unless its disk was harmed meanwhile."""
+    for name in holders:
+        platter = world.machines[name].platter
+        if harmed_at.get(name, -1.0) >= began or platter.faults is not None:
+            continue
+        lacking = lacking_on(platter)
+        versions = puts_on(platter, file_key)
+        if not any(lacking.get(dot, 0) == 0 for dot in versions):
+            raise PromiseBroken(f"the receipt for {file_key} names {name}, which does not have it")
+
+
+def no_log_has_a_gap(world: World) -> None:
+    """A version vector never passes a gap."""
+    for name, machine in world.machines.items():
+        gaps = gaps_on(machine.platter)
+        if gaps:
+            raise PromiseBroken(f"{name} has gaps in the logs of {gaps}")
+
+
+# --- when all is well again ---
+
+
+def still_missing(world: World) -> list[str]:
+    """What has not converged: peers that differ from the first, and copies that are missing."""
+    roots = {node.config.node_id: _root(node) for node in world.live_nodes()}
+    missing = [
+        f"{name} differs from {next(iter(roots))}" for name in roots if roots[name] != next(iter(roots.values()))
+    ]
+    for name, machine in world.machines.items():
+        lacking = [
+            f"{target} lacks {key}"
+            for database in machine.platter.databases.values()
+            for key, target in database.execute(
+                "SELECT file_key, target_node_id FROM replication_queue WHERE status = 'PENDING' ORDER BY 1, 2"
+            )
+        ]
+        missing += [f"{name} says that {what}" for what in lacking[:3]]
+    return missing
+
+
+def _root(node: object) -> bytes:
+    services = node.services  # type: ignore[attr-defined]
+    return bytes(services.here.replica.root()) if services is not None else b""
+
+
+async def after_healing(
+    world: World, files: Mapping[str, FileModel], registered: Mapping[str, None], wanted_copies: int, is_last: bool
+) -> AsyncIterator[str]:
+    """Check everything; gives the name of each promise that was found kept. Raises PromiseBroken.
+
+    Reading finds rot, which is healed then: only the last look must find none.
+    """
+    for name in world.machines:
+        for file in list(files.values()):
+            await _check_file(world, name, file, file.file_key in registered)
+    yield "acknowledged uploads are there byte for byte, and deleted ones are not"
+    for name in world.machines:
+        await _check_listed(world, name)
+    yield "what is listed is what is served, in all versions"
+    no_log_has_a_gap(world)
+    yield "no version vector passes a gap"
+    if not is_last:
+        return
+    for problem in (*_dots_used_twice(world), *_false_claims(world), *_too_few(world, wanted_copies), *_rot(world)):
+        raise PromiseBroken(problem)
+    yield "dots are unique, claims true, copies as many as wanted, and no chunk rotten"
+
+
+async def _check_file(world: World, name: str, file: FileModel, is_registered: bool) -> None:
+    response = await world.request(name, "GET", f"/files/{file.file_key}")
+    said = response.status_code == httpx.codes.SERVICE_UNAVAILABLE and is_registered and None in file.shown
+    digest = hashlib.sha256(response.content).hexdigest()
+    objection = None if said else file.objection(response.status_code, digest, frozenset(world.machines), all_up=True)
+    if objection is not None and not file.retired:
+        raise PromiseBroken(f"{name}: {objection}")
+
+
+async def _check_listed(world: World, name: str) -> None:
+    """Whatever a peer lists gives the bytes it says, in all versions: also uploads whose client heard no answer."""
+    listed = (await world.request(name, "GET", "/files?limit=1000")).json()["files"]
+    for key in [file["file_key"] for file in listed]:
+        versions = (await world.request(name, "GET", f"/files/{key}/versions")).json()["versions"]
+        for version in [version for version in versions if version["replicas"]]:
+            response = await world.request(name, "GET", f"/files/{key}", params={"version": version["dot"]})
+            digest = hashlib.sha256(response.content).hexdigest()
+            if response.status_code != httpx.codes.OK or digest != version["checksum_sha256"]:
+                raise PromiseBroken(f"{name} answers {response.status_code} for {key}, version {version['dot']}")
+
+
+def _dots_used_twice(world: World) -> Iterator[str]:
+    """Two peers that logged different ops under one dot."""
+    seen: dict[tuple[str, int, int], tuple[str, bytes]] = {}
+    for name, machine in world.machines.items():
+        for dot, op in logs_on(machine.platter).items():
+            other, theirs = seen.setdefault(dot, (name, op))
+            if theirs != op:
+                yield f"{other} and {name} have different ops {dot}"
+
+
+def _false_claims(world: World) -> Iterator[str]:
+    """A peer that is said to hold what its disk does not have."""
+    platters = {name: machine.platter for name, machine in world.machines.items()}
+    lacking = {name: lacking_on(platter) for name, platter in platters.items()}
+    for dot, holders in holders_on(next(iter(platters.values()))).items():
+        for holder in holders:
+            if lacking[holder].get(dot, 1):
+                yield f"{holder} declared {dot} held and lacks {lacking[holder].get(dot, 'the put')}"
+
+
+def _too_few(world: World, wanted: int) -> Iterator[str]:
+    """A live file with content on fewer peers than it should be on."""
+    (name, *_), platter = list(world.machines), next(iter(world.machines.values())).platter
+    holders = holders_on(platter)
+    for dot in lacking_on(platter):
+        if len(set(holders.get(dot, ()))) < min(wanted, len(world.machines)):
+            yield f"{name} knows {dot} on {holders.get(dot, [])} only"
+
+
+def _rot(world: World) -> Iterator[str]:
+    """A chunk that is there and no longer gives its hash."""
+    for name, machine in world.machines.items():
+        rotten = [chunk for chunk, content in chunks_on(machine.platter) if blake3(content).digest() != chunk]
+        if rotten:
+            yield f"{name} holds {len(rotten)} chunks that no longer give their hash"

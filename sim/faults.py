@@ -1,0 +1,245 @@
+"""What goes wrong in a simulated world, within what we promise to survive.
+
+The atlas (`_is_known_elsewhere`, `_is_whole_elsewhere`) never lets a fault destroy the last good copy of anything: a
+bit is flipped, a row damaged, a disk lost or rolled back only while others have what goes with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from random import Random
+
+import trio
+
+from sim.disk import TOTAL_BYTES, Faults, Platter
+from sim.looks import chunks_on, good_chunks_on, puts_on, version_vector_on
+from sim.network import FAIR, Weather
+from sim.scenarios import Life
+from sim.world import VirtualClock, World
+
+EIO = 0.002
+EIO_AT_COMMIT = 0.05
+
+OnLost = Callable[[str], None]
+"""Is told of a peer whose disk is not what it was."""
+
+
+class FaultMaker:
+    """Makes faults of the kinds a life has, one after the other; `heal` ends them all."""
+
+    def __init__(self, world: World, life: Life, done: Counter[str], on_lost: OnLost) -> None:
+        self._world = world
+        self._life = life
+        self._chance = Random(f"{world.seed} faults")
+        self._done = done
+        self._on_lost = on_lost
+        self._images: dict[str, Platter] = {}
+        self.harmed_at: dict[str, float] = {}
+        """When content or rows of a peer were last spoiled."""
+        self._makers: dict[str, Callable[[str], Awaitable[None]]] = {
+            "crash": self._crash,
+            "fail": self._fail,
+            "flip": self._flip,
+            "fill": self._fill,
+            "damage": self._damage,
+            "lose disk": self._lose_disk,
+            "restore image": self._restore_image,
+            "cut": self._cut,
+            "weather": self._blow,
+            "clock": self._set_clock,
+        }
+        for machine in world.machines.values():
+            machine.platter.loses = self._losses(machine.name)
+
+    def _losses(self, name: str) -> Random:
+        """What decides which of the bytes that were not synced a power cut takes."""
+        return Random(f"{self._world.seed} {name} crashes")
+
+    async def run(self, over: trio.Event) -> None:
+        """Make faults until it is over, the kinds that no seed leaves out at least once."""
+        first = [kind for kind in dict.fromkeys(self._life.faults) if kind in ("crash", "cut")]
+        while self._life.faults and not over.is_set():
+            with trio.move_on_after(self._chance.uniform(0.2, self._life.fault_pause_s)):
+                await over.wait()
+                return
+            kind = first.pop() if first else self._chance.choice(self._life.faults)
+            await self._makers[kind](self._chance.choice(sorted(self._world.machines)))
+
+    def _note(self, what: str, name: str) -> None:
+        self._done[what] += 1
+        self._world.trace("fault", what, name)
+
+    async def heal(self) -> list[str]:
+        """End all faults and start who is down; those that cannot start."""
+        self._world.network.weather = FAIR
+        for name, machine in self._world.machines.items():
+            machine.platter.faults = None
+            machine.platter.capacity_bytes = TOTAL_BYTES
+            for other in self._world.machines:
+                self._mend(name, other)
+        return [name for name in self._world.machines if not await self._world.try_start(name)]
+
+    # --- power ---
+
+    async def _crash(self, name: str) -> None:
+        if not self._world.machines[name].is_up:
+            await self._start(name)
+            return
+        self._note("power cuts", name)
+        await self._world.crash(name)
+        await trio.sleep(self._chance.uniform(0.0, self._life.fault_s))
+        await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        self._world.machines[name].platter.faults = None
+        await self._world.try_start(name)
+
+    # --- disks ---
+
+    async def _fail(self, name: str) -> None:
+        self._note("failing disks", name)
+        platter = self._world.machines[name].platter
+        chance = Random(self._chance.getrandbits(64))
+        platter.faults = Faults(chance, EIO * self._chance.choice((0, 1, 5)), EIO_AT_COMMIT)
+        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        if self._chance.random() < 0.5:
+            platter.faults = None
+
+    async def _fill(self, name: str) -> None:
+        self._note("full disks", name)
+        platter = self._world.machines[name].platter
+        platter.capacity_bytes = platter.used_bytes()
+        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        platter.capacity_bytes = TOTAL_BYTES
+
+    async def _flip(self, name: str) -> None:
+        """A bit of a chunk flips while another peer's disk has the chunk whole."""
+        await trio.lowlevel.checkpoint()
+        elsewhere = {chunk for other in self._others(name) for chunk in good_chunks_on(self._platter(other))}
+        here = [chunk for chunk, content in chunks_on(self._platter(name)) if chunk in elsewhere and content]
+        if here:
+            self._note("flipped bits", name)
+            self.harmed_at[name] = trio.current_time()
+            self._spoil(name, self._chance.choice(here))
+
+    def _spoil(self, name: str, chunk: bytes) -> None:
+        platter = self._platter(name)
+        for database in platter.databases.values():
+            row = database.execute("SELECT serial, content FROM chunks WHERE hash = ?", (chunk,)).fetchone()
+            bit = 1 << self._chance.randrange(8)
+            if row[0] is None:
+                spoiled = bytearray(row[1])
+                spoiled[self._chance.randrange(len(spoiled))] ^= bit
+                database.execute("UPDATE chunks SET content = ? WHERE hash = ?", (bytes(spoiled), chunk))
+            else:
+                file = platter.files[f"chunks/{chunk[:1].hex()}/{chunk.hex()}.{row[0]}"]
+                file.content[self._chance.randrange(len(file.content))] ^= bit
+                file.changes += 1
+
+    async def _damage(self, name: str) -> None:
+        """Between a power cut and the next start a put's row goes, or changes; another catalog has it as it was."""
+        if self._world.machines[name].is_up:
+            await self._world.crash(name)
+        here = puts_on(self._platter(name))
+        elsewhere = {put for other in self._others(name) for put in puts_on(self._platter(other))}
+        common = sorted(here.keys() & elsewhere)
+        if common:
+            self._note("damaged rows", name)
+            self.harmed_at[name] = trio.current_time()
+            row_id = here[self._chance.choice(common)]
+            (database,) = self._platter(name).databases.values()
+            if self._chance.random() < 0.5:
+                database.execute("DELETE FROM holds WHERE put = ?", (row_id,))
+                database.execute("DELETE FROM puts WHERE id = ?", (row_id,))
+            else:
+                changed = "UPDATE puts SET filename = 'damaged', sha256 = zeroblob(32) WHERE id = ?"
+                database.execute(changed, (row_id,))
+        await self._start(name)
+
+    async def _lose_disk(self, name: str) -> None:
+        """A disk is replaced by an empty one, while others know and have all that is on it."""
+        await self._replace_disk(name, "lost disks", Platter())
+
+    async def _restore_image(self, name: str) -> None:
+        """A disk is rolled back to how it was some time ago; the first time it comes to it, the image is made."""
+        image = self._images.pop(name, None)
+        if image is None:
+            await trio.lowlevel.checkpoint()
+            if not any(database.in_transaction for database in self._platter(name).databases.values()):
+                self._images[name] = self._platter(name).copy()
+            return
+        await self._replace_disk(name, "restored images", image)
+
+    async def _replace_disk(self, name: str, what: str, platter: Platter) -> None:
+        machine = self._world.machines[name]
+        if machine.is_up:
+            await self._world.crash(name)
+        if self._is_known_elsewhere(name) and self._is_whole_elsewhere(name):
+            self._note(what, name)
+            self.harmed_at[name] = trio.current_time()
+            self._on_lost(name)
+            machine.platter = platter
+            platter.loses = self._losses(name)
+        await self._start(name)
+
+    def _is_known_elsewhere(self, name: str) -> bool:
+        """Whether one other disk has heard all that this one has."""
+        known = version_vector_on(self._platter(name))
+        others = [version_vector_on(self._platter(other)) for other in self._others(name)]
+        return any(all(theirs.get(origin, 0) >= seen for origin, seen in known.items()) for theirs in others)
+
+    def _is_whole_elsewhere(self, name: str) -> bool:
+        """Whether other disks have every live put and every good chunk of this one: their rows may be damaged too."""
+        others = [self._platter(other) for other in self._others(name)]
+        chunks = {chunk for other in others for chunk in good_chunks_on(other)}
+        puts = {put for other in others for put in puts_on(other)}
+        mine = self._platter(name)
+        return chunks.issuperset(good_chunks_on(mine)) and puts.issuperset(puts_on(mine))
+
+    # --- network and clocks ---
+
+    async def _cut(self, name: str) -> None:
+        other = self._chance.choice(list(self._others(name)))
+        self._note("cut links", f"{name} to {other}")
+        self._world.network.cut(name, other)
+        if self._chance.random() < 0.7:
+            self._world.network.cut(other, name)
+        if self._chance.random() < 0.3:
+            # From everybody: a peer that is alone.
+            for more in self._others(name):
+                self._world.network.cut(name, more)
+                self._world.network.cut(more, name)
+        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        for more in self._others(name):
+            self._mend(name, more)
+
+    def _mend(self, one: str, other: str) -> None:
+        self._world.network.restore(one, other)
+        self._world.network.restore(other, one)
+
+    async def _blow(self, name: str) -> None:
+        """Bad weather on all links, clients' too."""
+        self._note("bad weathers", "everywhere")
+        draw = self._chance.random
+        self._world.network.weather = Weather(
+            lost=draw() / 2, doubled=draw() / 4, slow=draw() / 4, slow_max_s=draw() * 3, broken=draw() / 5
+        )
+        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        self._world.network.weather = FAIR
+
+    async def _set_clock(self, name: str) -> None:
+        """A peer's clock jumps, by anything from milliseconds to weeks, and stays where it is."""
+        await trio.lowlevel.checkpoint()
+        machine = self._world.machines[name]
+        if machine.env is not None and isinstance(clock := machine.env.clock, VirtualClock):
+            self._note("clock steps", name)
+            clock.offset_ms = self._chance.randrange(-1, 2) * int(10 ** self._chance.uniform(0, 9.3))
+
+    # --- looking ---
+
+    def _others(self, name: str) -> Iterable[str]:
+        return (other for other in self._world.machines if other != name)
+
+    def _platter(self, name: str) -> Platter:
+        return self._world.machines[name].platter

@@ -1,0 +1,100 @@
+"""Looking at a simulated disk from outside: what its rows and its files say, whoever runs on it or not."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from blake3 import blake3
+
+from sim.disk import Platter
+
+Origin = tuple[str, int]
+
+_ORIGINS = "JOIN origins ON origins.id = {}.origin JOIN nodes ON nodes.id = origins.node"
+
+
+def databases_on(platter: Platter) -> Iterator[sqlite3.Connection]:
+    """The databases that have a peer's tables: none, on a disk no peer has started on."""
+    for database in platter.databases.values():
+        if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'given_up'").fetchone() is not None:
+            yield database
+
+
+def chunks_on(platter: Platter) -> Iterator[tuple[bytes, bytes]]:
+    """Hash and bytes of every chunk that rows name; no bytes where the file is gone."""
+    for database in databases_on(platter):
+        rows = database.execute("SELECT hash, serial, content FROM chunks WHERE NOT condemned ORDER BY hash")
+        for chunk, serial, content in rows.fetchall():
+            file = platter.files.get(f"chunks/{chunk[:1].hex()}/{chunk.hex()}.{serial}")
+            yield chunk, content or (bytes(file.content) if file is not None else b"")
+
+
+def good_chunks_on(platter: Platter) -> dict[bytes, None]:
+    """The chunks whose bytes give their hash."""
+    return {chunk: None for chunk, content in chunks_on(platter) if blake3(content).digest() == chunk}
+
+
+def puts_on(platter: Platter, file_key: str | None = None) -> dict[tuple[str, int, int], int]:
+    """The row id of each live put, or of those of one file, by its dot."""
+    query = f"SELECT node_id, epoch, puts.seq, puts.id FROM puts {_ORIGINS.format('puts')}"
+    query += " WHERE file_key = ?" if file_key is not None else ""
+    return {
+        (node_id, epoch, seq): row_id
+        for database in databases_on(platter)
+        for node_id, epoch, seq, row_id in database.execute(query, (file_key,) if file_key is not None else ())
+    }
+
+
+def version_vector_on(platter: Platter) -> dict[Origin, int]:
+    """How far each origin's log was applied."""
+    query = "SELECT node_id, epoch, seen FROM origins JOIN nodes ON nodes.id = origins.node"
+    return {
+        (node_id, epoch): seen for database in databases_on(platter) for node_id, epoch, seen in database.execute(query)
+    }
+
+
+def logs_on(platter: Platter) -> dict[tuple[str, int, int], bytes]:
+    """Every logged op, by its dot."""
+    query = f"SELECT node_id, epoch, log.seq, op FROM log {_ORIGINS.format('log')}"
+    return {
+        (node_id, epoch, seq): op
+        for database in databases_on(platter)
+        for node_id, epoch, seq, op in database.execute(query)
+    }
+
+
+def gaps_on(platter: Platter) -> list[Origin]:
+    """The origins whose log does not have each op from its floor to what was applied."""
+    query = (
+        "SELECT node_id, epoch FROM origins JOIN nodes ON nodes.id = origins.node WHERE seen - floor !="
+        " (SELECT count(*) FROM log WHERE log.origin = origins.id AND log.seq > floor AND log.seq <= seen)"
+    )
+    return [(node_id, epoch) for database in databases_on(platter) for node_id, epoch in database.execute(query)]
+
+
+def holders_on(platter: Platter) -> dict[tuple[str, int, int], list[str]]:
+    """Who declared to hold each live put, by its dot, as a disk has it."""
+    query = (
+        "SELECT pn.node_id, po.epoch, puts.seq, hn.node_id FROM holds JOIN puts ON puts.id = holds.put"
+        " JOIN origins po ON po.id = puts.origin JOIN nodes pn ON pn.id = po.node"
+        " JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node ORDER BY 1, 2, 3, 4"
+    )
+    found: dict[tuple[str, int, int], list[str]] = {}
+    for database in databases_on(platter):
+        for node_id, epoch, seq, holder in database.execute(query):
+            found.setdefault((node_id, epoch, seq), []).append(holder)
+    return found
+
+
+def lacking_on(platter: Platter) -> dict[tuple[str, int, int], int]:
+    """How many chunks of each live put a disk does not have, good or bad, by the put's dot."""
+    from peer.store.rows import unpack_chunks
+
+    query = f"SELECT node_id, epoch, puts.seq, chunks FROM puts {_ORIGINS.format('puts')} WHERE chunks IS NOT NULL"
+    here = {chunk for chunk, content in chunks_on(platter) if content or chunk == blake3(b"").digest()}
+    return {
+        (node_id, epoch, seq): sum(chunk.hash not in here for chunk in unpack_chunks(packed) or ())
+        for database in databases_on(platter)
+        for node_id, epoch, seq, packed in database.execute(query)
+    }

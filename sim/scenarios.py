@@ -1,0 +1,80 @@
+"""What a seed's life is like: which faults come, how often, and what clients do; drawn from the seed, as a swarm.
+
+Each seed leaves some kinds of faults out and has its own rates, for a fault that comes all the time hides what another
+one would show (Groce et al., "Swarm Testing", 2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+POWER = ("crash",)
+DISKS = ("fail", "flip", "fill", "damage", "lose disk", "restore image")
+NETWORK = ("cut", "weather")
+CLOCKS = ("clock",)
+
+SCENARIOS: dict[str, tuple[str, ...]] = {
+    "storm": (*POWER, *DISKS, *NETWORK, *CLOCKS),
+    "power": POWER,
+    "disks": DISKS,
+    "network": NETWORK,
+    "clocks": CLOCKS,
+    "calm": (),
+}
+"""Names of scenarios, and the kinds of faults that may come in them."""
+
+ALWAYS = ("crash", "cut")
+"""Kinds that no seed of a scenario with them leaves out."""
+KIND_SHARE = 0.7
+"""Of seeds that have some other kind."""
+
+FAULTS, OPERATIONS = (14, 36), (220, 420)
+"""How many there are about in one life, the fewest and the most."""
+FAULT_S_MAX = 40.0
+
+SETTINGS: dict[str, Any] = {"inline_bytes_max": 1000, "chunk_bytes_max": 4000, "reserve_bytes": 6 * 1024 * 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One seed's life; times in virtual seconds."""
+
+    faults: tuple[str, ...]
+    """Kinds, as often as they are in here."""
+    fault_pause_s: float
+    """The longest between two faults."""
+    fault_s: float
+    """The longest that one lasts."""
+    clients: int
+    client_pause_s: float
+    """The longest between two operations of one client."""
+    keys: int
+    settings: dict[str, Any]
+    """Of the peers."""
+
+
+def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
+    """The life of a seed in a scenario. A shorter storm has as many operations and faults, closer to each other."""
+    chance = Random(f"{seed} life of {scenario}")
+    kinds = SCENARIOS[scenario]
+    chosen = [kind for kind in kinds if kind in ALWAYS or chance.random() < KIND_SHARE]
+    weights = [chance.choice((1, 1, 2, 3)) for _ in chosen]
+    fault_s = min(max(storm_s / 15, 2.0), FAULT_S_MAX)
+    clients = chance.randint(2, 4)
+    return Life(
+        faults=tuple(kind for kind, weight in zip(chosen, weights, strict=True) for _ in range(weight)),
+        fault_pause_s=max(0.5, 2 * storm_s / chance.randint(*FAULTS) - fault_s),
+        fault_s=fault_s,
+        clients=clients,
+        client_pause_s=2 * storm_s * clients / chance.randint(*OPERATIONS),
+        keys=chance.choice((4, 10, 25)),
+        settings={
+            **SETTINGS,
+            "copies": copies,
+            "heal_interval_s": chance.choice((10.0, 30.0)),
+            "probe_interval_s": (probe := chance.choice((1.0, 2.0))),
+            "down_after_s": 3 * probe,
+        },
+    )

@@ -1,0 +1,184 @@
+"""What simulated clients do, and what they may expect to find after what they were told.
+
+They upload, overwrite, repeat, delete, register, list and read, ranges too, through any peer. What was acknowledged is
+kept in a model (`sim.model`); an answer that contradicts it is a broken promise at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Any
+
+import httpx
+import trio
+
+from sim.model import FileModel, PromiseBroken, Version, content_of
+from sim.scenarios import Life
+from sim.world import World
+
+SIZES = (0, 1, 300, 1000, 1001, 4000, 9000)
+CONTENTS = 6
+"""Contents that are sent again and again, under several keys."""
+
+Receipt = Callable[[str, frozenset[str], float], None]
+"""Looks at a receipt when it comes: of which file, who was said to have it, and when the upload began."""
+
+
+class Workload:
+    """The clients of one world."""
+
+    def __init__(self, world: World, life: Life, done: Counter[str], on_receipt: Receipt) -> None:
+        self._world = world
+        self._life = life
+        self._chance = Random(f"{world.seed} clients")
+        self._done = done
+        self._on_receipt = on_receipt
+        self.files: dict[str, FileModel] = {}
+        self.registered: dict[str, None] = {}
+        self._sent: dict[str, set[str]] = {}
+        """By key, the checksums of all that was ever sent under it."""
+        self._own = [f"ours-{number}" for number in range(life.keys)]
+
+    async def run(self, over: trio.Event) -> None:
+        """Operate until it is over, and the last operations have ended."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._life.clients):
+                nursery.start_soon(self._operate, over)
+
+    async def _operate(self, over: trio.Event) -> None:
+        operations: list[tuple[float, Callable[[str], Any]]] = [
+            (0.22, self._upload_new),
+            (0.50, partial(self._on_own, self._upload)),
+            (0.58, partial(self._on_own, self._upload_wrong)),
+            (0.72, partial(self._on_own, self._delete)),
+            (0.77, partial(self._on_own, self._register)),
+            (0.90, partial(self._on_own, self._read)),
+            (0.96, partial(self._on_own, self._read_range)),
+            (1.00, self._list),
+        ]
+        while not over.is_set():
+            with trio.move_on_after(self._chance.uniform(0.02, self._life.client_pause_s)):
+                await over.wait()
+            running = [name for name, machine in self._world.machines.items() if machine.is_up]
+            if running and not over.is_set():
+                via, draw = self._chance.choice(running), self._chance.random()
+                await next(operation for up_to, operation in operations if draw <= up_to)(via)
+
+    async def _on_own(self, operation: Callable[[str, FileModel], Any], via: str) -> None:
+        file = self.files.setdefault(key := self._chance.choice(self._own), FileModel(key))
+        if not file.busy and not file.retired:
+            file.busy = True
+            await operation(via, file)
+            file.busy = False
+
+    def _content(self) -> tuple[Version, bytes]:
+        seed = self._chance.choice([self._chance.getrandbits(48), self._chance.randrange(CONTENTS)])
+        size = SIZES[seed % len(SIZES)]
+        content = content_of(seed, size)
+        return Version(seed, size, hashlib.sha256(content).hexdigest()), content
+
+    async def _upload_new(self, via: str) -> None:
+        version, content = self._content()
+        began = trio.current_time()
+        response = await self._send("POST", via, "/files", content=content)
+        if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
+            key = response.json()["file_id"]
+            self._acknowledge(self.files.setdefault(key, FileModel(key)), via, version, response, began)
+
+    async def _upload(self, via: str, file: FileModel) -> None:
+        version, content = self._content()
+        self._sent.setdefault(file.file_key, set()).add(version.sha256)
+        began = trio.current_time()
+        response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content)
+        if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
+            self._acknowledge(file, via, version, response, began)
+        elif response is not None:
+            # Also one that was refused may have been written: a commit that failed can come back.
+            file.uncertain_put(version)
+            file.retired = isinstance(response, httpx.TimeoutException)
+
+    def _acknowledge(self, file: FileModel, via: str, version: Version, response: httpx.Response, began: float) -> None:
+        receipt = response.json()
+        if receipt["checksum_sha256"] != version.sha256 or via not in receipt["durable_copies"]:
+            raise PromiseBroken(f"{via} acknowledged {version} with {receipt}")
+        self._sent.setdefault(file.file_key, set()).add(version.sha256)
+        holders = frozenset(receipt["durable_copies"])
+        file.acknowledged_put(Version(version.seed, version.size, version.sha256, holders), via)
+        self._done["uploads"] += 1
+        self._on_receipt(file.file_key, holders, began)
+
+    async def _upload_wrong(self, via: str, file: FileModel) -> None:
+        _, content = self._content()
+        wrong = {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="}
+        response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content, headers=wrong)
+        if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
+            raise PromiseBroken(f"{via} took content with another checksum than was sent with it")
+        self._done["refused uploads"] += 1
+
+    async def _delete(self, via: str, file: FileModel) -> None:
+        response = await self._send("DELETE", via, f"/files/{file.file_key}")
+        if response is None:
+            return
+        if not isinstance(response, httpx.Response) or response.status_code >= 500:
+            file.uncertain_delete()
+            file.retired = isinstance(response, httpx.TimeoutException)
+        elif response.status_code == httpx.codes.OK:
+            file.acknowledged_delete(via)
+            self._done["deletes"] += 1
+        elif not file.may_be_unknown_to(via):
+            raise PromiseBroken(f"{via} does not know {file.file_key}, which it holds")
+
+    async def _register(self, via: str, file: FileModel) -> None:
+        self.registered[file.file_key] = None
+        body = {
+            "file_key": file.file_key, "original_filename": "said.bin", "size_bytes": 4,
+            "checksum_sha256": hashlib.sha256(b"said").hexdigest(), "node_id": via,
+        }  # fmt: skip
+        await self._send("POST", via, "/files/register", json=body)
+
+    async def _read(self, via: str, file: FileModel) -> None:
+        response = await self._send("GET", via, f"/files/{file.file_key}")
+        if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
+            if hashlib.sha256(response.content).hexdigest() not in self._sent.get(file.file_key, ()):
+                raise PromiseBroken(f"{via} served other bytes for {file.file_key} than were ever sent")
+            self._done["reads"] += 1
+
+    async def _read_range(self, via: str, file: FileModel) -> None:
+        """A part, and then the whole under the same hash: the part must be one of it."""
+        first = self._chance.randrange(5000)
+        part = await self._send(
+            "GET", via, f"/files/{file.file_key}", headers={"range": f"bytes={first}-{first + 999}"}
+        )
+        if not isinstance(part, httpx.Response) or part.status_code != httpx.codes.PARTIAL_CONTENT:
+            return
+        same = {"if-match": part.headers["etag"]}
+        whole = await self._send("GET", via, f"/files/{file.file_key}", headers=same)
+        if isinstance(whole, httpx.Response) and whole.status_code == httpx.codes.OK:
+            if whole.content[first : first + 1000] != part.content:
+                raise PromiseBroken(f"{via} served a range of {file.file_key} that is no part of it")
+            self._done["ranges"] += 1
+
+    async def _list(self, via: str) -> None:
+        response = await self._send("GET", via, "/files?limit=1000")
+        if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
+            keys = [file["file_key"] for file in response.json()["files"]]
+            if len(keys) != len(set(keys)):
+                raise PromiseBroken(f"{via} lists a file twice")
+            self._done["lists"] += 1
+
+    async def _send(self, method: str, via: str, path: str, **more: Any) -> httpx.Response | httpx.HTTPError | None:
+        """An answer, what went wrong, or None when nobody listened."""
+        self._world.trace("client", f"{method} {path}", f"via {via}")
+        content = more.pop("content", None)
+        try:
+            if content is not None:
+                return await self._world.post_file(via, path, "a.bin", content, more.get("headers", {}))
+            return await self._world.request(via, method, path, **more)
+        except httpx.ConnectError:
+            return None
+        except httpx.HTTPError as error:
+            return error
