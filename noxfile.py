@@ -43,8 +43,9 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def storm(session: nox.Session) -> None:
-    """A hundred simulated lives under faults, or the seeds that follow behind `--`."""
-    session.run(PYTHON, "-m", "sim", "run", "--seeds", *(session.posargs or ["1..100"]))
+    """Simulated lives under faults: many short ones of three peers, some long ones of five."""
+    session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..100", "--peers", "3", "--minutes", "1")
+    session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..12", "--peers", "5", "--minutes", "10")
 
 
 @nox.session

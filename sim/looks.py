@@ -76,9 +76,10 @@ def gaps_on(platter: Platter) -> list[Origin]:
 def holders_on(platter: Platter) -> dict[tuple[str, int, int], list[str]]:
     """Who declared to hold each live put, by its dot, as a disk has it."""
     query = (
-        "SELECT pn.node_id, po.epoch, puts.seq, hn.node_id FROM holds JOIN puts ON puts.id = holds.put"
-        " JOIN origins po ON po.id = puts.origin JOIN nodes pn ON pn.id = po.node"
-        " JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node ORDER BY 1, 2, 3, 4"
+        "SELECT writers.node_id, origins.epoch, puts.seq, holders.node_id FROM holds JOIN puts ON puts.id = holds.put"
+        " JOIN origins ON origins.id = puts.origin JOIN nodes writers ON writers.id = origins.node"
+        " JOIN origins theirs ON theirs.id = holds.origin JOIN nodes holders ON holders.id = theirs.node"
+        " ORDER BY 1, 2, 3, 4"
     )
     found: dict[tuple[str, int, int], list[str]] = {}
     for database in databases_on(platter):

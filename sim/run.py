@@ -20,7 +20,7 @@ from multiprocessing import get_context
 import click
 import trio
 
-from sim.checkers import after_healing, receipt_is_true, still_missing
+from sim.checkers import answers_are_right, disks_are_right, receipt_is_true, still_missing
 from sim.faults import FaultMaker
 from sim.model import PromiseBroken
 from sim.scenarios import SCENARIOS, draw_life
@@ -83,10 +83,10 @@ class Storm:
         for name in await self._faults.heal():
             raise PromiseBroken(f"{name} cannot start on a disk that is well again")
         await self._wait_converged()
-        # The first look may find rot, which is healed; the second must find none.
-        for is_last in (False, True):
-            await self._check(is_last)
-            await self._wait_converged()
+        async for promise in answers_are_right(self._world, self._workload.files, self._workload.registered):
+            self._world.trace("checker", "kept", promise)
+        await self._wait_converged()
+        disks_are_right(self._world, self._life.settings["copies"])
 
     async def _wait_converged(self) -> None:
         try:
@@ -94,12 +94,6 @@ class Storm:
         except trio.TooSlowError:
             missing = "; ".join(still_missing(self._world)[:5])
             raise PromiseBroken(f"{HEAL_S:g} s after the last fault {missing}") from None
-
-    async def _check(self, is_last: bool) -> None:
-        async for promise in after_healing(
-            self._world, self._workload.files, self._workload.registered, self._life.settings["copies"], is_last
-        ):
-            self._world.trace("checker", "kept", promise)
 
 
 def _terms_of(plan: Plan) -> tuple[str, int, float]:
