@@ -50,13 +50,15 @@ def put(
     counts = {"copies": copies, "min_copies": min_copies}
     query = {option: str(count) for option, count in counts.items() if count is not None}
     receipts = []
-    for file in files:
-        receipt = _put(remote, file, key or str(uuid.uuid4()), name, query)
-        receipts.append(receipt)
-        if not as_json:
-            click.echo(_receipt_line(receipt))
-    if as_json:
-        print_json(receipts)
+    try:
+        for file in files:
+            receipts.append(_put(remote, file, key or str(uuid.uuid4()), name, query))
+            if not as_json:
+                click.echo(_receipt_line(receipts[-1]))
+    finally:
+        # Of those that were uploaded before one failed, too.
+        if as_json:
+            print_json(receipts)
 
 
 def _put(remote: Remote, file: str, key: str, name: str | None, query: dict[str, str]) -> Any:

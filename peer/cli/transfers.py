@@ -18,7 +18,6 @@ from peer.cli.progress import Advance
 from peer.cli.remote import (
     CONNECT_TIMEOUT_S,
     ELSEWHERE,
-    SILENCE_TIMEOUT_S,
     Refused,
     Remote,
     Unreachable,
@@ -28,7 +27,9 @@ from peer.cli.remote import (
 )
 
 PIECE_BYTES = 1024 * 1024
-RECEIPT_TIMEOUT_S = 300.0
+ACCEPT_TIMEOUT_S = 60.0
+"""Without a peer taking any more of an upload: longer than a busy disk stands still."""
+RECEIPT_TIMEOUT_S = 120.0
 """Between the last byte of an upload and its receipt: that waits until other peers have it on disk."""
 
 ROUNDS_IN_VAIN_MAX = 2
@@ -95,7 +96,7 @@ def upload_stream(remote: Remote, file: IO[bytes], key: str, query: dict[str, st
 
 
 def _put(remote: Remote, url: str, query: dict[str, str], headers: dict[str, str], pieces: Iterator[bytes]) -> Any:
-    timeout = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=RECEIPT_TIMEOUT_S)
+    timeout = httpx.Timeout(RECEIPT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, write=ACCEPT_TIMEOUT_S)
     return checked(remote.http.put(url, params=query, headers=headers, content=pieces, timeout=timeout)).json()
 
 
