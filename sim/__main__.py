@@ -9,7 +9,7 @@ import click
 from peer.cli.main import run_command
 from sim.chaos import chaos
 from sim.mutations import mutations
-from sim.run import replay, run
+from sim.run import replay, run, shrink
 from sim.smoke import smoke
 
 
@@ -23,6 +23,7 @@ sim.add_command(chaos)
 sim.add_command(mutations)
 sim.add_command(run)
 sim.add_command(replay)
+sim.add_command(shrink)
 sim.add_command(smoke)
 
 

@@ -15,7 +15,7 @@ import trio
 from sim.disk import TOTAL_BYTES, Faults, Platter
 from sim.looks import chunks_on, good_chunks_on, puts_on, version_vector_on
 from sim.network import FAIR, Weather
-from sim.scenarios import Life
+from sim.scenarios import PlannedFault
 from sim.world import VirtualClock, World
 
 EIO = 0.002
@@ -26,12 +26,13 @@ OnLost = Callable[[str], None]
 
 
 class FaultMaker:
-    """Makes faults of the kinds a life has, one after the other; `heal` ends them all."""
+    """Makes the planned faults, one after the other; `heal` ends them all."""
 
-    def __init__(self, world: World, life: Life, done: Counter[str], on_lost: OnLost) -> None:
+    def __init__(self, world: World, faults: Iterable[PlannedFault], done: Counter[str], on_lost: OnLost) -> None:
         self._world = world
-        self._life = life
-        self._chance = Random(f"{world.seed} faults")
+        self._faults = tuple(faults)
+        self._chance = Random()
+        self._lasts_s = 0.0
         self._done = done
         self._on_lost = on_lost
         self._images: dict[str, Platter] = {}
@@ -57,14 +58,17 @@ class FaultMaker:
         return Random(f"{self._world.seed} {name} crashes")
 
     async def run(self, over: trio.Event) -> None:
-        """Make faults until it is over, the kinds that no seed leaves out at least once."""
-        first = [kind for kind in dict.fromkeys(self._life.faults) if kind in ("crash", "cut")]
-        while self._life.faults and not over.is_set():
-            with trio.move_on_after(self._chance.uniform(0.2, self._life.fault_pause_s)):
+        """Make the faults, each at its time or, when the one before lasts longer, right behind it, until it is over."""
+        started = trio.current_time()
+        names = sorted(self._world.machines)
+        for fault in self._faults:
+            with trio.move_on_at(started + fault.at_s):
                 await over.wait()
+            if over.is_set():
                 return
-            kind = first.pop() if first else self._chance.choice(self._life.faults)
-            await self._makers[kind](self._chance.choice(sorted(self._world.machines)))
+            self._chance, self._lasts_s = Random(fault.seed), fault.lasts_s
+            self._world.trace("fault", f"number {fault.number}", f"{fault.kind} {names[fault.peer]}")
+            await self._makers[fault.kind](names[fault.peer])
 
     def _note(self, what: str, name: str) -> None:
         self._done[what] += 1
@@ -88,7 +92,7 @@ class FaultMaker:
             return
         self._note("power cuts", name)
         await self._world.crash(name)
-        await trio.sleep(self._chance.uniform(0.0, self._life.fault_s))
+        await trio.sleep(self._lasts_s)
         await self._start(name)
 
     async def _start(self, name: str) -> None:
@@ -102,7 +106,7 @@ class FaultMaker:
         platter = self._world.machines[name].platter
         chance = Random(self._chance.getrandbits(64))
         platter.faults = Faults(chance, EIO * self._chance.choice((0, 1, 5)), EIO_AT_COMMIT)
-        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        await trio.sleep(self._lasts_s)
         if self._chance.random() < 0.5:
             platter.faults = None
 
@@ -110,7 +114,7 @@ class FaultMaker:
         self._note("full disks", name)
         platter = self._world.machines[name].platter
         platter.capacity_bytes = platter.used_bytes()
-        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        await trio.sleep(self._lasts_s)
         platter.capacity_bytes = TOTAL_BYTES
 
     async def _flip(self, name: str) -> None:
@@ -210,7 +214,7 @@ class FaultMaker:
             for more in self._others(name):
                 self._world.network.cut(name, more)
                 self._world.network.cut(more, name)
-        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        await trio.sleep(self._lasts_s)
         for more in self._others(name):
             self._mend(name, more)
 
@@ -225,7 +229,7 @@ class FaultMaker:
         self._world.network.weather = Weather(
             lost=draw() / 2, doubled=draw() / 4, slow=draw() / 4, slow_max_s=draw() * 3, broken=draw() / 5
         )
-        await trio.sleep(self._chance.uniform(0.5, self._life.fault_s))
+        await trio.sleep(self._lasts_s)
         self._world.network.weather = FAIR
 
     async def _set_clock(self, name: str) -> None:

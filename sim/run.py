@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 
@@ -23,13 +23,15 @@ import trio
 from sim.checkers import answers_are_right, disks_are_right, receipt_is_true, still_missing
 from sim.faults import FaultMaker
 from sim.model import PromiseBroken
-from sim.scenarios import SCENARIOS, draw_life
+from sim.scenarios import SCENARIOS, PlannedFault, draw_faults, draw_life
 from sim.workload import Workload
 from sim.world import World, few_partitions, run_world
 
 HEAL_S = 400.0
 """Of virtual time, for everything to be well again."""
 COPIES = 3
+RUNS_MAX = 80
+"""Of a seed, to make it smaller."""
 MINUTES = 10.0
 PEERS = 5
 
@@ -41,6 +43,15 @@ class Plan:
     peers: int = PEERS
     minutes: float = MINUTES
     scenario: str = "storm"
+    until_s: float | None = None
+    """When the storm is broken off; what comes before stays as it is."""
+    only_faults: tuple[int, ...] | None = None
+    """The numbers of the faults that come; the others are left out."""
+
+    @property
+    def storm_s(self) -> float:
+        """How long the storm lasts."""
+        return 60 * self.minutes if self.until_s is None else min(self.until_s, 60 * self.minutes)
 
 
 @dataclass(slots=True)
@@ -62,7 +73,7 @@ class Storm:
         self._world = world
         self._plan = plan
         self._life = draw_life(world.seed, *_terms_of(plan))
-        self._faults = FaultMaker(world, self._life, verdict.faults, self._on_lost)
+        self._faults = FaultMaker(world, planned_faults(plan, world.seed), verdict.faults, self._on_lost)
         self._workload = Workload(world, self._life, verdict.done, self._on_receipt)
 
     def _on_lost(self, name: str) -> None:
@@ -78,7 +89,7 @@ class Storm:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._workload.run, over)
             nursery.start_soon(self._faults.run, over)
-            await trio.sleep(60 * self._plan.minutes)
+            await trio.sleep(self._plan.storm_s)
             over.set()
         for name in await self._faults.heal():
             raise PromiseBroken(f"{name} cannot start on a disk that is well again")
@@ -98,6 +109,13 @@ class Storm:
 
 def _terms_of(plan: Plan) -> tuple[str, int, float]:
     return plan.scenario, min(COPIES, plan.peers), 60 * plan.minutes
+
+
+def planned_faults(plan: Plan, seed: int) -> tuple[PlannedFault, ...]:
+    """The faults of a seed's life that are not left out."""
+    faults = draw_faults(seed, draw_life(seed, *_terms_of(plan)), plan.peers, 60 * plan.minutes)
+    chosen = plan.only_faults
+    return tuple(fault for fault in faults if fault.at_s < plan.storm_s and (chosen is None or fault.number in chosen))
 
 
 def run_seed(plan: Plan, seed: int, show: Callable[[str], None] | None = None) -> Verdict:
@@ -126,6 +144,43 @@ def _told(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
+
+
+def smallest_failing(plan: Plan, seed: int, fails: Callable[[Plan], bool], runs_max: int) -> Plan | None:
+    """A smaller plan that still fails, None when the whole one does not: an earlier end, then fewer faults.
+
+    Source of the second: Zeller, Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (2002), ddmin without
+    complements that are small already.
+    """
+    left = runs_max
+
+    def still_fails(less: Plan) -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0 and fails(less)
+
+    if not still_fails(plan):
+        return None
+    smallest, enough, too_little = plan, plan.storm_s, 0.0
+    while left > 0 and enough - too_little > max(1.0, plan.storm_s / 64):
+        until_s = (enough + too_little) / 2
+        if still_fails(less := replace(plan, until_s=until_s)):
+            smallest, enough = less, until_s
+        else:
+            too_little = until_s
+    needed = [fault.number for fault in planned_faults(smallest, seed)]
+    size = max(1, len(needed) // 2)
+    while needed and left > 0:
+        for start in range(0, len(needed), size):
+            fewer = needed[:start] + needed[start + size :]
+            if still_fails(less := replace(smallest, only_faults=tuple(fewer))):
+                smallest, needed = less, fewer
+                break
+        else:
+            if size == 1:
+                break
+            size = max(1, size // 2)
+    return smallest
 
 
 def parse_seeds(text: str) -> range:
@@ -189,14 +244,20 @@ def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int) -> N
             total.virtual_s += verdict.virtual_s
             if verdict.objection is not None:
                 broken += 1
-                click.echo(f"seed {verdict.seed}: {verdict.objection}\n  again: {_again(plan, verdict.seed)}")
+                click.echo(f"seed {verdict.seed}: {verdict.objection}\n  again: {command_for(plan, verdict.seed)}")
     click.echo(_summary(len(seeds), broken, total, time.monotonic() - started))
     if broken:
         raise click.exceptions.Exit(1)
 
 
-def _again(plan: Plan, seed: int) -> str:
-    return f"sim replay {seed} --peers {plan.peers} --minutes {plan.minutes:g} --scenario {plan.scenario}"
+def command_for(plan: Plan, seed: int) -> str:
+    """The command that runs a seed again, with all it prints."""
+    command = f"sim replay {seed} --peers {plan.peers} --minutes {plan.minutes:g} --scenario {plan.scenario}"
+    if plan.until_s is not None:
+        command += f" --until {plan.until_s:g}"
+    if plan.only_faults is not None:
+        command += f" --faults {','.join(map(str, plan.only_faults)) or 'none'}"
+    return command
 
 
 def _summary(seeds: int, broken: int, total: Verdict, took_s: float) -> str:
@@ -208,20 +269,58 @@ def _summary(seeds: int, broken: int, total: Verdict, took_s: float) -> str:
     )
 
 
+def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None or value == "none":
+        return None if value is None else ()
+    try:
+        return tuple(int(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers; write 3,7,12, or none") from None
+
+
 @click.command()
 @click.argument("seed", type=int)
 @_peers_option
 @_minutes_option
 @_scenario_option
-def replay(seed: int, peers: int, minutes: float, scenario: str) -> None:
+@click.option("--until", type=float, metavar="SECONDS", help="Break the storm off then.  [default: at its end]")
+@click.option(
+    "--faults", metavar="N,N,...", callback=_numbers, help="Only the faults of these numbers, or none.  [default: all]"
+)
+def replay(
+    seed: int, peers: int, minutes: float, scenario: str, until: float | None, faults: tuple[int, ...] | None
+) -> None:
     """Run one seed again, and print what happens in it.
 
     Each line has the virtual time, who, and what. The last one is a digest of all of them: equal wherever it runs.
     """
     logging.disable(logging.CRITICAL)
-    verdict = run_seed(Plan(peers, minutes, scenario), seed, click.echo)
+    verdict = run_seed(Plan(peers, minutes, scenario, until, faults), seed, click.echo)
     if verdict.objection is not None:
         click.echo(f"seed {seed}: {verdict.objection}", err=True)
     click.echo(f"trace {verdict.digest}")
     if verdict.objection is not None:
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("seed", type=int)
+@_peers_option
+@_minutes_option
+@_scenario_option
+@click.option(
+    "--runs", type=click.IntRange(1), default=RUNS_MAX, show_default=True, help="How often to run it at most."
+)
+def shrink(seed: int, peers: int, minutes: float, scenario: str, runs: int) -> None:
+    """Find out how little of a failing seed is enough.
+
+    Breaks the storm off earlier and leaves faults out, as long as a promise is still broken. Exit code 1 when none is.
+    """
+    logging.disable(logging.CRITICAL)
+    plan = Plan(peers, minutes, scenario)
+    smallest = smallest_failing(plan, seed, lambda less: run_seed(less, seed).objection is not None, runs)
+    if smallest is None:
+        raise click.ClickException(f"seed {seed} breaks no promise; there is nothing to make smaller")
+    left, all_of_them = len(planned_faults(smallest, seed)), len(planned_faults(plan, seed))
+    click.echo(f"{left} of {all_of_them} faults and {smallest.storm_s:g} s of {plan.storm_s:g} are enough:")
+    click.echo(command_for(smallest, seed))

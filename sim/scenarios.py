@@ -30,8 +30,9 @@ ALWAYS = ("crash", "cut")
 KIND_SHARE = 0.7
 """Of seeds that have some other kind."""
 
-FAULTS, OPERATIONS = (14, 36), (220, 420)
+FAULTS, OPERATIONS = (14, 36), (300, 500)
 """How many there are about in one life, the fewest and the most."""
+OPERATIONS_PER_S_MAX = 6.0
 FAULT_S_MAX = 40.0
 
 SETTINGS: dict[str, Any] = {"inline_bytes_max": 1000, "chunk_bytes_max": 4000, "reserve_bytes": 6 * 1024 * 1024}
@@ -55,6 +56,36 @@ class Life:
     """Of the peers."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedFault:
+    """One fault to come. What it draws on its way is its own: the others stay what they are without it."""
+
+    number: int
+    at_s: float
+    """Since the storm began."""
+    kind: str
+    peer: int
+    """Which one, by its place among all."""
+    lasts_s: float
+    """At most."""
+    seed: str
+
+
+def draw_faults(seed: int, life: Life, peers: int, storm_s: float) -> tuple[PlannedFault, ...]:
+    """All faults of a seed, in their order; the kinds that no seed leaves out come first."""
+    chance = Random(f"{seed} faults")
+    first = [kind for kind in dict.fromkeys(life.faults) if kind in ALWAYS]
+    faults: list[PlannedFault] = []
+    at_s = chance.uniform(0.2, life.fault_pause_s)
+    while life.faults and at_s < storm_s:
+        kind = first.pop() if first else chance.choice(life.faults)
+        lasts_s = chance.uniform(min(0.5, life.fault_s), life.fault_s)
+        number = len(faults)
+        faults.append(PlannedFault(number, at_s, kind, chance.randrange(peers), lasts_s, f"{seed} fault {number}"))
+        at_s += lasts_s + chance.uniform(0.2, life.fault_pause_s)
+    return tuple(faults)
+
+
 def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
     """The life of a seed in a scenario. A shorter storm has as many operations and faults, closer to each other."""
     chance = Random(f"{seed} life of {scenario}")
@@ -68,7 +99,7 @@ def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
         fault_pause_s=max(0.5, 2 * storm_s / chance.randint(*FAULTS) - fault_s),
         fault_s=fault_s,
         clients=clients,
-        client_pause_s=2 * storm_s * clients / chance.randint(*OPERATIONS),
+        client_pause_s=2 * storm_s * clients / min(chance.randint(*OPERATIONS), OPERATIONS_PER_S_MAX * storm_s),
         keys=chance.choice((4, 10, 25)),
         settings={
             **SETTINGS,

@@ -7,6 +7,7 @@ kept in a model (`sim.model`); an answer that contradicts it is a broken promise
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +35,6 @@ class Workload:
     def __init__(self, world: World, life: Life, done: Counter[str], on_receipt: Receipt) -> None:
         self._world = world
         self._life = life
-        self._chance = Random(f"{world.seed} clients")
         self._done = done
         self._on_receipt = on_receipt
         self.files: dict[str, FileModel] = {}
@@ -46,11 +46,11 @@ class Workload:
     async def run(self, over: trio.Event) -> None:
         """Operate until it is over, and the last operations have ended."""
         async with trio.open_nursery() as nursery:
-            for _ in range(self._life.clients):
-                nursery.start_soon(self._operate, over)
+            for client in range(self._life.clients):
+                nursery.start_soon(self._operate, client, over)
 
-    async def _operate(self, over: trio.Event) -> None:
-        operations: list[tuple[float, Callable[[str], Any]]] = [
+    async def _operate(self, client: int, over: trio.Event) -> None:
+        operations: list[tuple[float, Callable[[Random, str], Any]]] = [
             (0.22, self._upload_new),
             (0.50, partial(self._on_own, self._upload)),
             (0.58, partial(self._on_own, self._upload_wrong)),
@@ -60,37 +60,43 @@ class Workload:
             (0.96, partial(self._on_own, self._read_range)),
             (1.00, self._list),
         ]
-        while not over.is_set():
-            with trio.move_on_after(self._chance.uniform(0.02, self._life.client_pause_s)):
+        for number in itertools.count():
+            # Each operation has its own stream: what one draws does not depend on what became of those before it.
+            chance = Random(f"{self._world.seed} client {client} operation {number}")
+            with trio.move_on_after(chance.uniform(0.02, self._life.client_pause_s)):
                 await over.wait()
+            if over.is_set():
+                return
             running = [name for name, machine in self._world.machines.items() if machine.is_up]
-            if running and not over.is_set():
-                via, draw = self._chance.choice(running), self._chance.random()
-                await next(operation for up_to, operation in operations if draw <= up_to)(via)
+            draw = chance.random()
+            if running:
+                via = chance.choice(running)
+                await next(operation for up_to, operation in operations if draw <= up_to)(chance, via)
 
-    async def _on_own(self, operation: Callable[[str, FileModel], Any], via: str) -> None:
-        file = self.files.setdefault(key := self._chance.choice(self._own), FileModel(key))
+    async def _on_own(self, operation: Callable[[Random, str, FileModel], Any], chance: Random, via: str) -> None:
+        file = self.files.setdefault(key := chance.choice(self._own), FileModel(key))
         if not file.busy and not file.retired:
             file.busy = True
-            await operation(via, file)
+            await operation(chance, via, file)
             file.busy = False
 
-    def _content(self) -> tuple[Version, bytes]:
-        seed = self._chance.choice([self._chance.getrandbits(48), self._chance.randrange(CONTENTS)])
+    @staticmethod
+    def _content(chance: Random) -> tuple[Version, bytes]:
+        seed = chance.choice([chance.getrandbits(48), chance.randrange(CONTENTS)])
         size = SIZES[seed % len(SIZES)]
         content = content_of(seed, size)
         return Version(seed, size, hashlib.sha256(content).hexdigest()), content
 
-    async def _upload_new(self, via: str) -> None:
-        version, content = self._content()
+    async def _upload_new(self, chance: Random, via: str) -> None:
+        version, content = self._content(chance)
         began = trio.current_time()
         response = await self._send("POST", via, "/files", content=content)
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             key = response.json()["file_id"]
             self._acknowledge(self.files.setdefault(key, FileModel(key)), via, version, response, began)
 
-    async def _upload(self, via: str, file: FileModel) -> None:
-        version, content = self._content()
+    async def _upload(self, chance: Random, via: str, file: FileModel) -> None:
+        version, content = self._content(chance)
         self._sent.setdefault(file.file_key, set()).add(version.sha256)
         began = trio.current_time()
         response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content)
@@ -111,15 +117,15 @@ class Workload:
         self._done["uploads"] += 1
         self._on_receipt(file.file_key, holders, began)
 
-    async def _upload_wrong(self, via: str, file: FileModel) -> None:
-        _, content = self._content()
+    async def _upload_wrong(self, chance: Random, via: str, file: FileModel) -> None:
+        _, content = self._content(chance)
         wrong = {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="}
         response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content, headers=wrong)
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             raise PromiseBroken(f"{via} took content with another checksum than was sent with it")
         self._done["refused uploads"] += 1
 
-    async def _delete(self, via: str, file: FileModel) -> None:
+    async def _delete(self, _chance: Random, via: str, file: FileModel) -> None:
         response = await self._send("DELETE", via, f"/files/{file.file_key}")
         if response is None:
             return
@@ -132,7 +138,7 @@ class Workload:
         elif not file.may_be_unknown_to(via):
             raise PromiseBroken(f"{via} does not know {file.file_key}, which it holds")
 
-    async def _register(self, via: str, file: FileModel) -> None:
+    async def _register(self, _chance: Random, via: str, file: FileModel) -> None:
         self.registered[file.file_key] = None
         body = {
             "file_key": file.file_key, "original_filename": "said.bin", "size_bytes": 4,
@@ -140,16 +146,16 @@ class Workload:
         }  # fmt: skip
         await self._send("POST", via, "/files/register", json=body)
 
-    async def _read(self, via: str, file: FileModel) -> None:
+    async def _read(self, _chance: Random, via: str, file: FileModel) -> None:
         response = await self._send("GET", via, f"/files/{file.file_key}")
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             if hashlib.sha256(response.content).hexdigest() not in self._sent.get(file.file_key, ()):
                 raise PromiseBroken(f"{via} served other bytes for {file.file_key} than were ever sent")
             self._done["reads"] += 1
 
-    async def _read_range(self, via: str, file: FileModel) -> None:
+    async def _read_range(self, chance: Random, via: str, file: FileModel) -> None:
         """A part, and then the whole under the same hash: the part must be one of it."""
-        first = self._chance.randrange(5000)
+        first = chance.randrange(5000)
         part = await self._send(
             "GET", via, f"/files/{file.file_key}", headers={"range": f"bytes={first}-{first + 999}"}
         )
@@ -162,7 +168,7 @@ class Workload:
                 raise PromiseBroken(f"{via} served a range of {file.file_key} that is no part of it")
             self._done["ranges"] += 1
 
-    async def _list(self, via: str) -> None:
+    async def _list(self, _chance: Random, via: str) -> None:
         response = await self._send("GET", via, "/files?limit=1000")
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             keys = [file["file_key"] for file in response.json()["files"]]

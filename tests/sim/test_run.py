@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -15,8 +16,8 @@ from peer.files.delivery import Deliveries
 from peer.store.chunks import ChunkStore
 from peer.store.holding import Holding
 from protocol.ops import Put
-from sim.run import Plan, parse_seeds, replay, run, run_seed
-from sim.scenarios import ALWAYS, SCENARIOS, draw_life
+from sim.run import Plan, parse_seeds, planned_faults, replay, run, run_seed, shrink, smallest_failing
+from sim.scenarios import ALWAYS, SCENARIOS, draw_faults, draw_life
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1..3", [1, 2, 3]), ("7", [7]), ("0..0", [0]), ("10..11", [10, 11])])
@@ -31,6 +32,7 @@ def test_what_is_no_range_of_seeds_is_refused(text: str) -> None:
 
 
 SMALL = Plan(peers=3, minutes=1)
+SHORT = Plan(peers=3, minutes=0.25)
 
 
 def test_a_seed_keeps_all_promises_and_says_what_it_tried() -> None:
@@ -45,7 +47,7 @@ def test_a_seed_keeps_all_promises_and_says_what_it_tried() -> None:
 
 def test_a_seed_replays_what_happened_to_the_last_byte() -> None:
     lines: list[str] = []
-    first, again = run_seed(SMALL, 5), run_seed(SMALL, 5, lines.append)
+    first, again = run_seed(SHORT, 5), run_seed(SHORT, 5, lines.append)
     assert (first.digest, first.done, first.faults) == (again.digest, again.done, again.faults)
     assert any(" fault " in line for line in lines)
     assert any(" client " in line for line in lines)
@@ -68,6 +70,61 @@ def test_a_life_has_what_no_seed_leaves_out_and_time_between(seed: int, scenario
     assert {kind for kind in ALWAYS if kind in SCENARIOS[scenario]} <= set(life.faults)
     assert life.fault_pause_s > 0
     assert 0 < life.client_pause_s <= 2 * storm_s
+
+
+@given(st.integers(0, 1000), st.sampled_from(sorted(SCENARIOS)), st.floats(6, 6000), st.integers(2, 9))
+def test_faults_are_planned_in_order_with_what_no_seed_leaves_out_first(
+    seed: int, scenario: str, storm_s: float, peers: int
+) -> None:
+    faults = draw_faults(seed, draw_life(seed, scenario, 3, storm_s), peers, storm_s)
+    assert [fault.number for fault in faults] == list(range(len(faults)))
+    assert all(one.at_s + one.lasts_s <= other.at_s for one, other in pairwise(faults))
+    assert all(fault.at_s < storm_s and fault.peer < peers for fault in faults)
+    assert len({fault.seed for fault in faults}) == len(faults)
+
+
+# --- shrinking ---
+
+
+@given(st.data())
+def test_the_smallest_plan_has_what_makes_it_fail_and_little_else(data: st.DataObject) -> None:
+    plan = Plan(peers=3, minutes=5)
+    numbers = [fault.number for fault in planned_faults(plan, 1)]
+    guilty = set(data.draw(st.lists(st.sampled_from(numbers), max_size=3)))
+    at_s = max((fault.at_s for fault in planned_faults(plan, 1) if fault.number in guilty), default=0.0)
+
+    def fails(less: Plan) -> bool:
+        return guilty <= {fault.number for fault in planned_faults(less, 1)}
+
+    smallest = smallest_failing(plan, 1, fails, 1000)
+    assert smallest is not None
+    assert fails(smallest)
+    assert {fault.number for fault in planned_faults(smallest, 1)} == guilty
+    assert smallest.storm_s <= at_s + 2 * max(1.0, plan.storm_s / 64)
+
+
+def test_what_does_not_fail_is_not_made_smaller_and_runs_are_counted() -> None:
+    plan = Plan(peers=3, minutes=1)
+    asked: list[Plan] = []
+    assert smallest_failing(plan, 1, lambda less: asked.append(less) is not None, 10) is None
+    assert asked == [plan]
+    asked.clear()
+    assert smallest_failing(plan, 1, lambda less: not asked.append(less), 5) is not None
+    assert len(asked) == 5
+
+
+def test_a_failing_seed_comes_with_the_command_that_shows_it_and_a_smaller_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ChunkStore, "read_inline", lambda self, name, row: row.content)
+    seed = next(seed for seed in range(1, 20) if run_seed(SHORT, seed).objection is not None)
+    result = CliRunner().invoke(shrink, [str(seed), "--peers", "3", "--minutes", "0.25", "--runs", "8"])
+    assert result.exit_code == 0, result.output
+    command = result.output.splitlines()[-1]
+    assert command.startswith(f"sim replay {seed} --peers 3 --minutes 0.25 --scenario storm")
+    again = CliRunner().invoke(replay, command.split()[2:])
+    assert again.exit_code == 1
+    assert f"seed {seed}: PromiseBroken" in again.output
 
 
 # --- planted bugs: each is found by a few seeds ---
@@ -106,7 +163,7 @@ def test_storms_find_a_receipt_that_names_who_has_nothing(monkeypatch: pytest.Mo
 
 
 def test_the_command_gives_one_line_of_verdict() -> None:
-    options = ["--seeds", "1..2", "--jobs", "2", "--peers", "3", "--minutes", "0.5"]
+    options = ["--seeds", "1..2", "--jobs", "2", "--peers", "3", "--minutes", "0.1"]
     result = CliRunner().invoke(run, options)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("2 seeds, 0 broke a promise; ")
