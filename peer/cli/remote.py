@@ -109,19 +109,21 @@ class Remote:
 
     def _meet(self) -> list[str]:
         failures = []
-        for url in self._given:
-            for _ in range(TRIES_AT_ONE_URL):
+        left = list(self._given)
+        # Each once before one is asked again: another address may answer at once.
+        for _ in range(TRIES_AT_ONE_URL):
+            for url in list(left):
                 try:
                     response = self.http.get(f"{url}/nodes", timeout=HANG_TIMEOUT_S)
                     return [url, *(other for other in _addresses(checked(response)) if other != url)]
                 except httpx.ConnectError as error:
                     failures.append(f"{url} ({_short(error)})")
-                    break
+                    left.remove(url)
                 except httpx.TransportError as error:
                     failures.append(f"{url} ({_short(error)})")
                 except Refused as error:
                     failures.append(f"{url} ({error.message})")
-                    break
+                    left.remove(url)
         where = ", ".join(dict.fromkeys(failures))
         raise Unreachable(f"no peer answers at {where}; start some with minidfs cluster, or say where with --to URL")
 

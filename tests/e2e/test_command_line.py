@@ -120,6 +120,7 @@ async def _bytes_sent(peers: Peers) -> int:
     return total
 
 
+@pytest.mark.once
 @POSIX_ONLY
 @within(120)
 async def test_a_hung_peer_is_passed_over(tmp_path: Path) -> None:
@@ -183,6 +184,7 @@ async def test_the_state_of_a_cluster_is_told_with_what_to_do(tmp_path: Path) ->
         assert "is no node of this cluster" in await cli.failure("recover", "node-9")
 
 
+@pytest.mark.once
 @POSIX_ONLY
 @within(120)
 async def test_a_peer_that_hangs_is_a_problem(tmp_path: Path) -> None:
@@ -198,6 +200,7 @@ async def test_a_peer_that_hangs_is_a_problem(tmp_path: Path) -> None:
         assert "node-3 does not answer here" in done.stdout.decode() or "node-3 is down" in done.stdout.decode()
 
 
+@pytest.mark.once
 @within(60)
 async def test_a_shell_completes_commands_nodes_and_files(tmp_path: Path) -> None:
     async with running_peers(tmp_path / "data", nodes=2) as peers:

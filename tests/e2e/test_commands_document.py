@@ -12,7 +12,7 @@ import pytest
 import trio
 from e2e.cluster_fixture import POSIX_ONLY, Peers, running_peers, within
 
-pytestmark = [pytest.mark.e2e, POSIX_ONLY]
+pytestmark = [pytest.mark.e2e, pytest.mark.once, POSIX_ONLY]
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)

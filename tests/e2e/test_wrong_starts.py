@@ -22,7 +22,7 @@ from peer.cluster import free_base_port
 from peer.run import SOMEWHERE_ELSE
 from peer.world.sockets import own_host_towards, own_hosts
 
-pytestmark = [pytest.mark.e2e, POSIX_ONLY]
+pytestmark = [pytest.mark.e2e, pytest.mark.once, POSIX_ONLY]
 
 START_TIMEOUT_S = 20
 ANY = "0.0.0.0"  # noqa: S104 - that this works is what is tested

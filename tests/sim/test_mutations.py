@@ -77,6 +77,7 @@ def test_tests_run_on_the_copy_and_nowhere_else(body: str, exit_code: int, count
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="on this system processes do not fork")
+@pytest.mark.once
 def test_a_run_that_takes_too_long_is_ended_and_the_next_one_goes_on() -> None:
     with pytest_servers(1) as servers, scratch_copy() as scratch:
         server = servers.get()

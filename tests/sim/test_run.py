@@ -113,12 +113,13 @@ def test_what_does_not_fail_is_not_made_smaller_and_runs_are_counted() -> None:
     assert len(asked) == 5
 
 
+@pytest.mark.once
 def test_a_failing_seed_comes_with_the_command_that_shows_it_and_a_smaller_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ChunkStore, "read_inline", lambda self, name, row: row.content)
     seed = next(seed for seed in range(1, 20) if run_seed(SHORT, seed).objection is not None)
-    result = CliRunner().invoke(shrink, [str(seed), "--peers", "3", "--minutes", "0.25", "--runs", "8"])
+    result = CliRunner().invoke(shrink, [str(seed), "--peers", "3", "--minutes", "0.25", "--runs", "5"])
     assert result.exit_code == 0, result.output
     command = result.output.splitlines()[-1]
     assert command.startswith(f"sim replay {seed} --peers 3 --minutes 0.25 --scenario storm")
@@ -139,16 +140,19 @@ def broken_by(*seeds: int) -> list[str]:
     return []
 
 
+@pytest.mark.once
 def test_storms_find_a_peer_that_serves_what_it_did_not_verify(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChunkStore, "read_inline", lambda self, name, row: row.content)
     assert broken_by(*range(1, 9))
 
 
+@pytest.mark.once
 def test_storms_find_a_peer_that_never_takes_a_hold_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Holding, "condemn_chunk", lambda self, chunk_hash, row: [])
     assert broken_by(*range(1, 9))
 
 
+@pytest.mark.once
 def test_storms_find_a_receipt_that_names_who_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Deliveries.deliver
 

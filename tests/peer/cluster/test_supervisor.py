@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 
 DEADLINE_S = 60
 FAKE_PEER = """
-import http.server, json, signal, sys
+import http.server, json, os, signal, sys
 
 node_id, port, cluster_id, behaviour = sys.argv[1:]
 print("hello from", node_id)
@@ -66,8 +66,8 @@ class Health(http.server.BaseHTTPRequestHandler):
 
 
 def stop(*_):
-    print("stopping orderly", end="")
-    sys.exit(0)
+    print("stopping orderly", end="", flush=True)
+    os._exit(0)
 
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "deaf" else stop)
