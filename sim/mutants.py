@@ -927,6 +927,14 @@ MUTANTS = (
         "        elif not origin:",
         (CALLERS,),
     ),
+    Mutant(
+        "unasked-counts-as-held",
+        "A receipt names a peer that could not be asked, for what the catalog had of it before it lost its disk.",
+        "peer/gossip/exchange.py",
+        "        return request, hold[len(asked) :], suffix.more",
+        "        return request, hold[len(asked) :] if suffix is not None else [], suffix.more",
+        ("tests/sim/test_run.py::test_seeds_that_once_broke_a_promise_keep_it",),
+    ),
     # --- starting, and the command line ---
     Mutant(
         "lone-peer-goes-over-unasked",

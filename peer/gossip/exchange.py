@@ -64,6 +64,8 @@ class _Turn:
     hold: dict[Dot, None] = field(default_factory=dict)
     done: trio.Event = field(default_factory=trio.Event)
     error: PeerUnreachable | StoreError | None = None
+    unasked: Sequence[Dot] = ()
+    """Puts that the peer could not be asked to hold."""
 
 
 class Exchanger(Worker):
@@ -137,12 +139,13 @@ class Exchanger(Worker):
             self._start(link)
         return link
 
-    async def exchange(self, node_id: NodeId, hold: Dot | None = None) -> None:
+    async def exchange(self, node_id: NodeId, hold: Dot | None = None) -> bool:
         """Swap logs with a peer, and ask it to hold a put; returns once all of it is applied on both sides.
 
-        Whether it holds the put then stands in the catalog. Raises PeerUnreachable, StoreError.
+        Whether it holds the put then stands in the catalog, if it could be asked; False when it has to take over a
+        whole state first, and what the catalog has of it is from before. Raises PeerUnreachable, StoreError.
         """
-        await self.link(node_id).exchange(hold)
+        return await self.link(node_id).exchange(hold)
 
     async def exchange_patiently(self, node_id: NodeId, hold: Dot | None = None) -> str | None:
         """Exchange with a peer for as long as it gives signs of life; what went wrong, or None."""
@@ -151,10 +154,11 @@ class Exchanger(Worker):
             nursery.start_soon(self._extend, patience, node_id)
             with patience:
                 try:
-                    await self.exchange(node_id, hold)
+                    if await self.exchange(node_id, hold):
+                        return None
                 except (PeerUnreachable, StoreError) as error:
                     return str(error)
-                return None
+                return f"{node_id} is taking over what it has missed; it gets the file with it"
         return f"{node_id} did not answer in time; it gets the file as soon as it can"
 
     async def _extend(self, patience: trio.CancelScope, node_id: NodeId) -> None:
@@ -211,7 +215,7 @@ class Link:
         self._wanted.set()
         return self._next
 
-    async def exchange(self, hold: Dot | None) -> None:
+    async def exchange(self, hold: Dot | None) -> bool:
         """See `Exchanger.exchange`."""
         turn = self.wake()
         if hold is not None:
@@ -219,6 +223,7 @@ class Link:
         await turn.done.wait()
         if turn.error is not None:
             raise turn.error
+        return hold not in turn.unasked
 
     async def run(self) -> None:
         """Carry out one turn after the other, until cancelled."""
@@ -228,7 +233,7 @@ class Link:
             turn, self._next = self._next, _Turn()
             turn.error = PeerUnreachable(f"the exchange with {self.node_id} broke off here; the log says why")
             try:
-                await self._exchange_all(list(turn.hold))
+                turn.unasked = await self._exchange_all(list(turn.hold))
                 await self._forks.exchanged(self.node_id)
                 turn.error = None
                 self.done += 1
@@ -240,8 +245,8 @@ class Link:
                 # Whatever happened: who waits is told.
                 turn.done.set()
 
-    async def _exchange_all(self, hold: list[Dot]) -> None:
-        """Exchange until nothing is lacking on either side, or nothing moves any more."""
+    async def _exchange_all(self, hold: list[Dot]) -> list[Dot]:
+        """Exchange until nothing is lacking on either side, or nothing moves any more; the puts nobody asked it for."""
         before: VersionVector | None = None
         self._is_stuck = False
         while True:
@@ -253,11 +258,11 @@ class Link:
             await self._take_reply(request, reply)
             moved = before != reply.vv
             if await self._end_standstill(request, reply, is_still_there=not moved) or request.behind:
-                return
+                return hold
             before = reply.vv
             lacking = not covers_all(reply.vv, request.vv)
             if not (hold or more or reply.more or self._is_stuck or (lacking and moved)):
-                return
+                return hold
 
     async def _end_standstill(self, request: ExchangeRequest, reply: ExchangeReply, *, is_still_there: bool) -> bool:
         """Ops that went over and moved nothing build on rows that are lost: then a whole state helps, and no repeating.
@@ -293,8 +298,7 @@ class Link:
             fingerprints=self._fingerprints(committed.version_vector, suffix.ops if suffix else ()),
             gave_up=self._gave_up,
         )
-        left = hold[len(asked) :] if suffix is not None else []
-        return request, left, suffix.more if suffix else False
+        return request, hold[len(asked) :], suffix.more if suffix else False
 
     def _fingerprints(self, vv: VersionVector, ops: Sequence[bytes]) -> Fingerprints:
         """What is said of our logs along with these ops."""
