@@ -15,11 +15,12 @@ from sim.looks import (
     chunks_on,
     gaps_on,
     holders_on,
+    holds,
     lacking_on,
     logs_on,
-    puts_on,
 )
 from sim.model import FileModel, PromiseBroken
+from sim.sometimes import SIBLINGS
 from sim.world import World
 
 # --- at any moment ---
@@ -33,9 +34,7 @@ def receipt_is_true(
         platter = world.machines[name].platter
         if harmed_at.get(name, -1.0) >= began or platter.faults is not None:
             continue
-        lacking = lacking_on(platter)
-        versions = puts_on(platter, file_key)
-        if not any(lacking.get(dot, 0) == 0 for dot in versions):
+        if not holds(platter, file_key):
             raise PromiseBroken(f"the receipt for {file_key} names {name}, which does not have it")
 
 
@@ -110,6 +109,7 @@ async def _check_listed(world: World, name: str) -> None:
     listed = (await world.request(name, "GET", "/files?limit=1000")).json()["files"]
     for key in [file["file_key"] for file in listed]:
         versions = (await world.request(name, "GET", f"/files/{key}/versions")).json()["versions"]
+        world.seen[SIBLINGS] += len(versions) > 1
         for version in [version for version in versions if version["replicas"]]:
             response = await world.request(name, "GET", f"/files/{key}", params={"version": version["dot"]})
             digest = hashlib.sha256(response.content).hexdigest()

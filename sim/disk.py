@@ -8,13 +8,14 @@ and a transaction here never spans a moment at which a crash could come.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
 
 from peer.world.env import DatabaseFile, FileIdentity, FileMissing, NoSpace, StartError, StoreError, Work
+from sim.sometimes import CAME_BACK, MET, TORN
 
 TOTAL_BYTES = 1 << 41
 
@@ -69,6 +70,8 @@ class Platter:
         self.faults: Faults | None = None
         self.loses: Random | None = None
         self.capacity_bytes = TOTAL_BYTES
+        self.saw: Callable[[str], None] = _ignore
+        """Is told of what must sometimes happen."""
 
     def new_file(self) -> _File:
         """A file without a name."""
@@ -99,6 +102,21 @@ class Platter:
         if self.mount is not None:
             self.mount.is_cut = True
             self.mount = None
+        self._lose_names()
+        for file in {id(file): file for file in self.files.values()}.values():
+            kept = self.loses.randint(file.synced_size, len(file.content)) if self.loses else file.synced_size
+            if kept < len(file.content):
+                self.saw(TORN)
+            del file.content[kept:]
+            file.synced_size = kept
+        for path, connection in self.databases.items():
+            assert not connection.in_transaction, "transactions run in one piece here"
+            left_behind = self.left_behind.pop(path, None)
+            if left_behind is not None and (self.loses is None or self._is_spared()):
+                self.saw(CAME_BACK)
+                self.databases[path] = database_of(left_behind)
+
+    def _lose_names(self) -> None:
         self.folders = {path: None for path in self.folders if path in self._durable_folders or self._is_spared()}
         names = dict(self._durable_names)
         for path, file in self.files.items():
@@ -107,17 +125,10 @@ class Platter:
         for path in self._durable_names:
             if path not in self.files and self._is_spared():
                 del names[path]
+        if len(names) < len(self.files):
+            self.saw(TORN)
         self.files = {path: file for path, file in names.items() if path.rpartition("/")[0] in self.folders}
-        for file in {id(file): file for file in self.files.values()}.values():
-            kept = self.loses.randint(file.synced_size, len(file.content)) if self.loses else file.synced_size
-            del file.content[kept:]
-            file.synced_size = kept
         self._durable_names, self._durable_folders = dict(self.files), dict(self.folders)
-        for path, connection in self.databases.items():
-            assert not connection.in_transaction, "transactions run in one piece here"
-            left_behind = self.left_behind.pop(path, None)
-            if left_behind is not None and (self.loses is None or self._is_spared()):
-                self.databases[path] = database_of(left_behind)
 
     def _is_spared(self) -> bool:
         """Whether something that was not synced outlives a crash all the same."""
@@ -134,6 +145,10 @@ class Platter:
         image._durable_names, image._durable_folders = dict(image.files), dict(image.folders)
         image.databases = {path: database_of(connection.serialize()) for path, connection in self.databases.items()}
         return image
+
+
+def _ignore(_what: str) -> None:
+    """See Platter.saw."""
 
 
 def _lies_in(path: str, prefix: str) -> bool:
@@ -234,7 +249,11 @@ class Mount:
 
     def remove(self, path: str) -> None:
         self.check()
-        self.platter.files.pop(path, None)
+        removed = self.platter.files.pop(path, None)
+        # A chunk file is named after its content and a serial number.
+        content, _, _ = path.rpartition(".")
+        if removed is not None and any(other.startswith(f"{content}.") for other in self.platter.files):
+            self.platter.saw(MET)
 
     def free_bytes(self) -> int:
         self.check()

@@ -6,6 +6,7 @@ bit is flipped, a row damaged, a disk lost or rolled back only while others have
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from random import Random
@@ -13,13 +14,15 @@ from random import Random
 import trio
 
 from sim.disk import TOTAL_BYTES, Faults, Platter
-from sim.looks import chunks_on, good_chunks_on, puts_on, version_vector_on
+from sim.looks import chunks_on, floors_on, good_chunks_on, puts_on, version_vector_on
 from sim.network import FAIR, Weather
 from sim.scenarios import PlannedFault
 from sim.world import VirtualClock, World
 
 EIO = 0.002
 EIO_AT_COMMIT = 0.05
+FORK_S = 60.0
+"""At most so long nothing else goes wrong after a machine was resumed."""
 
 OnLost = Callable[[str], None]
 """Is told of a peer whose disk is not what it was."""
@@ -35,11 +38,13 @@ class FaultMaker:
         self._lasts_s = 0.0
         self._done = done
         self._on_lost = on_lost
-        self._images: dict[str, Platter] = {}
+        self._images: dict[str, tuple[Platter, int]] = {}
+        """By peer, its disk and the number of its life at some moment."""
         self.harmed_at: dict[str, float] = {}
         """When content or rows of a peer were last spoiled."""
         self._makers: dict[str, Callable[[str], Awaitable[None]]] = {
             "crash": self._crash,
+            "pause": self._pause,
             "fail": self._fail,
             "flip": self._flip,
             "fill": self._fill,
@@ -82,6 +87,7 @@ class FaultMaker:
             machine.platter.capacity_bytes = TOTAL_BYTES
             for other in self._world.machines:
                 self._mend(name, other)
+            self._world.resume(name)
         return [name for name in self._world.machines if not await self._world.try_start(name)]
 
     # --- power ---
@@ -95,6 +101,13 @@ class FaultMaker:
         await trio.sleep(self._lasts_s)
         await self._start(name)
 
+    async def _pause(self, name: str) -> None:
+        if self._world.machines[name].is_up:
+            self._note("pauses", name)
+            self._world.pause(name)
+            await trio.sleep(self._lasts_s)
+            self._world.resume(name)
+
     async def _start(self, name: str) -> None:
         self._world.machines[name].platter.faults = None
         await self._world.try_start(name)
@@ -106,8 +119,15 @@ class FaultMaker:
         platter = self._world.machines[name].platter
         chance = Random(self._chance.getrandbits(64))
         platter.faults = Faults(chance, EIO * self._chance.choice((0, 1, 5)), EIO_AT_COMMIT)
-        await trio.sleep(self._lasts_s)
-        if self._chance.random() < 0.5:
+        loses_power, stays = self._chance.random() < 0.3, self._chance.random() < 0.5
+        with trio.move_on_after(self._lasts_s):
+            await self._world.wait_until(lambda: loses_power and bool(platter.left_behind), math.inf)
+        if platter.left_behind and loses_power and self._world.machines[name].is_up:
+            # While nobody knows whether a commit reached the disk.
+            self._note("power cuts", name)
+            await self._world.crash(name)
+            await self._start(name)
+        elif not stays:
             platter.faults = None
 
     async def _fill(self, name: str) -> None:
@@ -166,16 +186,35 @@ class FaultMaker:
         await self._replace_disk(name, "lost disks", Platter())
 
     async def _restore_image(self, name: str) -> None:
-        """A disk is rolled back to how it was some time ago; the first time it comes to it, the image is made."""
-        image = self._images.pop(name, None)
+        """A disk is rolled back to how it was some time ago; the first time it comes to it, the image is made.
+
+        With its memory, a peer writes on under the epoch it had then, which others know more of already.
+        """
+        machine = self._world.machines[name]
+        image, life = self._images.pop(name, (None, 0))
         if image is None:
             await trio.lowlevel.checkpoint()
             if not any(database.in_transaction for database in self._platter(name).databases.values()):
-                self._images[name] = self._platter(name).copy()
-            return
-        await self._replace_disk(name, "restored images", image)
+                self._images[name] = self._platter(name).copy(), machine.lives
+        elif self._chance.random() < 0.5 or not self._can_tell_a_fork(name, image):
+            await self._replace_disk(name, "restored images", image)
+        else:
+            if self._chance.random() < 0.7:
+                self._cut_off(name)
+            await self._replace_disk(name, "resumed machines", image, life)
+            await trio.sleep(self._lasts_s)
+            self._mend_all(name)
+            # While peers disagree about a log no disk that has one of its branches may go.
+            with trio.move_on_after(FORK_S):
+                await self._world.wait_until(self._world.have_converged, math.inf)
 
-    async def _replace_disk(self, name: str, what: str, platter: Platter) -> None:
+    def _can_tell_a_fork(self, name: str, image: Platter) -> bool:
+        """Whether all others' logs have what this peer wrote after an image: below a floor nobody can tell a fork."""
+        seen = {origin: seq for origin, seq in version_vector_on(image).items() if origin[0] == name}
+        floors = [floors_on(self._platter(other)) for other in self._others(name)]
+        return all(theirs.get(origin, 0) <= seq for theirs in floors for origin, seq in seen.items())
+
+    async def _replace_disk(self, name: str, what: str, platter: Platter, life: int | None = None) -> None:
         machine = self._world.machines[name]
         if machine.is_up:
             await self._world.crash(name)
@@ -183,7 +222,8 @@ class FaultMaker:
             self._note(what, name)
             self.harmed_at[name] = trio.current_time()
             self._on_lost(name)
-            machine.platter = platter
+            self._world.put_disk(name, platter)
+            machine.resumed_life = life
             platter.loses = self._losses(name)
         await self._start(name)
 
@@ -210,13 +250,19 @@ class FaultMaker:
         if self._chance.random() < 0.7:
             self._world.network.cut(other, name)
         if self._chance.random() < 0.3:
-            # From everybody: a peer that is alone.
-            for more in self._others(name):
-                self._world.network.cut(name, more)
-                self._world.network.cut(more, name)
+            self._cut_off(name)
         await trio.sleep(self._lasts_s)
-        for more in self._others(name):
-            self._mend(name, more)
+        self._mend_all(name)
+
+    def _cut_off(self, name: str) -> None:
+        """From everybody: a peer that is alone."""
+        for other in self._others(name):
+            self._world.network.cut(name, other)
+            self._world.network.cut(other, name)
+
+    def _mend_all(self, name: str) -> None:
+        for other in self._others(name):
+            self._mend(name, other)
 
     def _mend(self, one: str, other: str) -> None:
         self._world.network.restore(one, other)
@@ -227,18 +273,20 @@ class FaultMaker:
         self._note("bad weathers", "everywhere")
         draw = self._chance.random
         self._world.network.weather = Weather(
-            lost=draw() / 2, doubled=draw() / 4, slow=draw() / 4, slow_max_s=draw() * 3, broken=draw() / 5
-        )
+            lost=draw() / 2, doubled=draw() / 4, slow=draw() / 4, slow_max_s=draw() * 3, broken=draw() / 5,
+            bytes_per_s=self._chance.choice((math.inf, math.inf, 10 ** self._chance.uniform(3, 5))),
+        )  # fmt: skip
         await trio.sleep(self._lasts_s)
         self._world.network.weather = FAIR
 
     async def _set_clock(self, name: str) -> None:
-        """A peer's clock jumps, by anything from milliseconds to weeks, and stays where it is."""
+        """A peer's clock jumps, by anything from milliseconds to weeks, and may go at a wrong pace from then on."""
         await trio.lowlevel.checkpoint()
         machine = self._world.machines[name]
         if machine.env is not None and isinstance(clock := machine.env.clock, VirtualClock):
             self._note("clock steps", name)
             clock.offset_ms = self._chance.randrange(-1, 2) * int(10 ** self._chance.uniform(0, 9.3))
+            clock.drift = self._chance.choice((0, self._chance.uniform(-0.1, 0.1)))
 
     # --- looking ---
 

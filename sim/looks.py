@@ -48,9 +48,18 @@ def puts_on(platter: Platter, file_key: str | None = None) -> dict[tuple[str, in
 
 def version_vector_on(platter: Platter) -> dict[Origin, int]:
     """How far each origin's log was applied."""
-    query = "SELECT node_id, epoch, seen FROM origins JOIN nodes ON nodes.id = origins.node"
+    return _by_origin(platter, "seen")
+
+
+def floors_on(platter: Platter) -> dict[Origin, int]:
+    """Up to where each origin's log is no longer there."""
+    return _by_origin(platter, "floor")
+
+
+def _by_origin(platter: Platter, column: str) -> dict[Origin, int]:
+    query = f"SELECT node_id, epoch, {column} FROM origins JOIN nodes ON nodes.id = origins.node"
     return {
-        (node_id, epoch): seen for database in databases_on(platter) for node_id, epoch, seen in database.execute(query)
+        (node_id, epoch): seq for database in databases_on(platter) for node_id, epoch, seq in database.execute(query)
     }
 
 
@@ -99,3 +108,9 @@ def lacking_on(platter: Platter) -> dict[tuple[str, int, int], int]:
         for database in databases_on(platter)
         for node_id, epoch, seq, packed in database.execute(query)
     }
+
+
+def holds(platter: Platter, file_key: str) -> bool:
+    """Whether a disk has all chunks of some version of a file."""
+    lacking = lacking_on(platter)
+    return any(lacking.get(dot, 0) == 0 for dot in puts_on(platter, file_key))

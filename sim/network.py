@@ -23,6 +23,7 @@ import trio
 from peer.config import Address
 from peer.tasks import helper_tasks
 from peer.world.env import AsgiApp, Listener, StartError
+from sim.pauses import MACHINE, Pauses
 
 DELAY_S = (0.0002, 0.002)
 """One way, the least and the most."""
@@ -61,6 +62,8 @@ class Weather:
     """Requests with another fate than a good one."""
     silent: float = 0.2
     """Of the broken ones, those that hang in silence."""
+    bytes_per_s: float = math.inf
+    """Of each link and direction, for all that goes over it."""
 
 
 FAIR = Weather()
@@ -83,6 +86,9 @@ class Network:
         self._servers: dict[int, VirtualListener] = {}
         self._mailboxes: dict[int, VirtualDatagrams] = {}
         self._cut: dict[tuple[str, str], None] = {}
+        self._busy_until: dict[tuple[str, str], float] = {}
+        """When a link has carried all that was sent over it before, where it has a bandwidth."""
+        self.pauses = Pauses()
         self.owner_of: dict[int, str] = {}
         """Which node has which port."""
 
@@ -111,11 +117,24 @@ class Network:
     def _delay_s(self) -> float:
         return self._chance.uniform(*DELAY_S) + self._lateness_s()
 
-    async def delay_piece(self) -> None:
+    async def delay_piece(self, sender: int | str, receiver: int | str, size: int) -> None:
         """A piece of a body, which comes right behind the one before, but in bad weather."""
-        late_s = self._lateness_s()
+        late_s = self._lateness_s() + self._carrying_s(sender, receiver, size)
         if late_s:
             await trio.sleep(late_s)
+
+    def _carrying_s(self, sender: int | str, receiver: int | str, size: int) -> float:
+        """How long it takes a link to carry what it has been given before, and this; nodes by their names or ports."""
+        if self.weather.bytes_per_s == math.inf:
+            return 0.0
+        now = trio.current_time()
+        link = self._name_of(sender), self._name_of(receiver)
+        free_at = max(now, self._busy_until.get(link, 0.0)) + size / self.weather.bytes_per_s
+        self._busy_until[link] = free_at
+        return free_at - now
+
+    def _name_of(self, node: int | str) -> str:
+        return node if isinstance(node, str) else self.owner_of.get(node, "")
 
     def _lateness_s(self) -> float:
         weather = self.weather
@@ -166,7 +185,8 @@ class Network:
         self.trace(sender.name, f"datagram to {to.port}", _digest(payload))
         if not self.passes(sender.name, to.port) or self._chance.random() < self.weather.lost:
             return
-        self._let_travel(self._delay_s(), sender.address, payload, to)
+        carrying_s = self._carrying_s(sender.name, to.port, len(payload))
+        self._let_travel(self._delay_s() + carrying_s, sender.address, payload, to)
         if self.weather.doubled and self._chance.random() < self.weather.doubled:
             self._let_travel(self._chance.uniform(0, DOUBLED_WITHIN_S) + self._delay_s(), sender.address, payload, to)
 
@@ -314,6 +334,8 @@ class VirtualTransport(httpx.AsyncBaseTransport):
         shown = "streamed" if body is None else _digest(body)
         self._network.trace(self._name, f"{request.method} {port} {request.url.raw_path.decode()}", shown)
         await self._network.delay()
+        if body is not None:
+            await self._network.delay_piece(self._name, port, len(body))
         if not self._network.passes(self._name, port):
             await _time_out(timeout.get("connect"), httpx.ConnectTimeout, request)
         listener = self._network.server_at(port)
@@ -322,7 +344,7 @@ class VirtualTransport(httpx.AsyncBaseTransport):
         fate = self._network.fate()
         if fate is Fate.RESET and body is not None:
             raise httpx.WriteError("the connection broke", request=request)
-        cycle = _Cycle(listener, request, body, self._network)
+        cycle = _Cycle(listener, request, body, self._network, self._name)
         listener.nursery.start_soon(cycle.serve)
         if body is None:
             await cycle.send_body(breaks=fate is Fate.RESET)
@@ -345,8 +367,12 @@ class _Cycle:
 
     BODY_PIECES_MAX = 4
 
-    def __init__(self, listener: VirtualListener, request: httpx.Request, body: bytes | None, network: Network) -> None:
+    def __init__(
+        self, listener: VirtualListener, request: httpx.Request, body: bytes | None, network: Network, sender: str
+    ) -> None:
         self.network = network
+        self.sender = sender
+        self.port = request.url.port or 80
         self._listener = listener
         self._request = request
         self._send_body, self._body = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
@@ -376,7 +402,7 @@ class _Cycle:
                     if left <= 0:
                         raise httpx.WriteError("the connection broke", request=self._request)
                     left -= 1
-                    await self.network.delay_piece()
+                    await self.network.delay_piece(self.sender, self.port, len(piece))
                     await self._send_body.send(piece)
                 self._body_is_whole = True
 
@@ -386,6 +412,9 @@ class _Cycle:
 
     async def serve(self) -> None:
         """Run the app, in the nursery of its peer."""
+        MACHINE.set(name := self.network.owner_of.get(self.port))
+        if name is not None and self.network.pauses.is_paused(name):
+            await trio.lowlevel.checkpoint()
         with self._listener.counted():
             try:
                 await self._listener.app(self._scope(), self._receive, self._on_message)
@@ -454,11 +483,12 @@ class _ResponseStream(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             with trio.move_on_after(_or_for_ever(self._timeout_s)) as limit:
-                await self._cycle.network.delay_piece()
+                cycle = self._cycle
                 try:
-                    piece = await self._cycle.pieces.receive()
+                    piece = await cycle.pieces.receive()
                 except trio.EndOfChannel:
                     break
+                await cycle.network.delay_piece(cycle.port, cycle.sender, len(piece))
             if self._left <= 0:
                 raise httpx.ReadError("the connection broke", request=self._request)
             self._left -= 1

@@ -7,7 +7,6 @@ have.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from sim.checkers import answers_are_right, disks_are_right, receipt_is_true, st
 from sim.faults import FaultMaker
 from sim.model import PromiseBroken
 from sim.scenarios import SCENARIOS, PlannedFault, draw_faults, draw_life
+from sim.sometimes import LOST, RESUMED, ROLLED_BACK, never, witnessed
 from sim.workload import Workload
 from sim.world import World, few_partitions, run_world
 
@@ -62,6 +62,8 @@ class Verdict:
     done: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     virtual_s: float = 0.0
+    seen: Counter[str] = field(default_factory=Counter)
+    """Of that which must sometimes happen, see `sim.sometimes`."""
     digest: str = ""
     objection: str | None = None
 
@@ -72,6 +74,7 @@ class Storm:
     def __init__(self, world: World, plan: Plan, verdict: Verdict) -> None:
         self._world = world
         self._plan = plan
+        self._verdict = verdict
         self._life = draw_life(world.seed, *_terms_of(plan))
         self._faults = FaultMaker(world, planned_faults(plan, world.seed), verdict.faults, self._on_lost)
         self._workload = Workload(world, self._life, verdict.done, self._on_receipt)
@@ -98,6 +101,9 @@ class Storm:
             self._world.trace("checker", "kept", promise)
         await self._wait_converged()
         disks_are_right(self._world, self._life.settings["copies"])
+        self._world.seen[LOST] += self._verdict.faults["lost disks"]
+        self._world.seen[RESUMED] += self._verdict.faults["resumed machines"]
+        self._world.seen[ROLLED_BACK] += self._verdict.faults["restored images"]
 
     async def _wait_converged(self) -> None:
         try:
@@ -130,9 +136,10 @@ def run_seed(plan: Plan, seed: int, show: Callable[[str], None] | None = None) -
             await Storm(world, plan, verdict).run()
         finally:
             verdict.virtual_s, verdict.digest = trio.current_time(), world.digest()
+            verdict.seen += world.seen
 
     try:
-        with few_partitions():
+        with few_partitions(), witnessed(verdict.seen):
             run_world(seed, scenario, peers=plan.peers, **settings)
     # Whatever ends a simulated run early is a finding, an assertion of ours as well as a broken promise.
     except Exception as error:  # noqa: BLE001
@@ -228,7 +235,12 @@ _scenario_option = click.option(
     show_default=True,
     help="How many to run at a time; as many as there are processors, unless said.",
 )
-def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int) -> None:
+@click.option(
+    "--sometimes",
+    is_flag=True,
+    help="Fail also when something that storms must bring about now and then did not happen in any of these lives.",
+)
+def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int, *, sometimes: bool) -> None:
     """Run simulated peers through storms of faults, one a seed.
 
     What was promised is checked. Exit code 1 when a promise was broken; the line says how to replay it.
@@ -236,17 +248,20 @@ def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int) -> N
     started = time.monotonic()
     plan = Plan(peers, minutes, scenario)
     total, broken = Verdict(0), 0
-    # What the peers have to say is part of the trace of one seed, not of the verdict on many.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), logging.disable, (logging.CRITICAL,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         for verdict in pool.map(partial(run_seed, plan), seeds):
             total.done += verdict.done
             total.faults += verdict.faults
+            total.seen += verdict.seen
             total.virtual_s += verdict.virtual_s
             if verdict.objection is not None:
                 broken += 1
                 click.echo(f"seed {verdict.seed}: {verdict.objection}\n  again: {command_for(plan, verdict.seed)}")
+    missing = never(total.seen)
+    if sometimes and missing:
+        click.echo("".join(f"never: {condition}\n" for condition in missing), nl=False)
     click.echo(_summary(len(seeds), broken, total, time.monotonic() - started))
-    if broken:
+    if broken or (sometimes and missing):
         raise click.exceptions.Exit(1)
 
 
@@ -294,7 +309,6 @@ def replay(
 
     Each line has the virtual time, who, and what. The last one is a digest of all of them: equal wherever it runs.
     """
-    logging.disable(logging.CRITICAL)
     verdict = run_seed(Plan(peers, minutes, scenario, until, faults), seed, click.echo)
     if verdict.objection is not None:
         click.echo(f"seed {seed}: {verdict.objection}", err=True)
@@ -316,7 +330,6 @@ def shrink(seed: int, peers: int, minutes: float, scenario: str, runs: int) -> N
 
     Breaks the storm off earlier and leaves faults out, as long as a promise is still broken. Exit code 1 when none is.
     """
-    logging.disable(logging.CRITICAL)
     plan = Plan(peers, minutes, scenario)
     smallest = smallest_failing(plan, seed, lambda less: run_seed(less, seed).objection is not None, runs)
     if smallest is None:

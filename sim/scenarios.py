@@ -11,13 +11,15 @@ from random import Random
 from typing import Any
 
 POWER = ("crash",)
+PAUSES = ("pause",)
 DISKS = ("fail", "flip", "fill", "damage", "lose disk", "restore image")
 NETWORK = ("cut", "weather")
 CLOCKS = ("clock",)
 
 SCENARIOS: dict[str, tuple[str, ...]] = {
-    "storm": (*POWER, *DISKS, *NETWORK, *CLOCKS),
+    "storm": (*POWER, *PAUSES, *DISKS, *NETWORK, *CLOCKS),
     "power": POWER,
+    "pauses": PAUSES,
     "disks": DISKS,
     "network": NETWORK,
     "clocks": CLOCKS,
@@ -93,7 +95,7 @@ def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
     chosen = [kind for kind in kinds if kind in ALWAYS or chance.random() < KIND_SHARE]
     weights = [chance.choice((1, 1, 2, 3)) for _ in chosen]
     fault_s = min(max(storm_s / 20, 1.5), FAULT_S_MAX)
-    clients = chance.randint(2, 4)
+    clients = chance.randint(4, 8)
     return Life(
         faults=tuple(kind for kind, weight in zip(chosen, weights, strict=True) for _ in range(weight)),
         fault_pause_s=max(0.5, 2 * storm_s / chance.randint(*FAULTS) - fault_s),
@@ -105,7 +107,7 @@ def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
             **SETTINGS,
             "copies": copies,
             "heal_interval_s": chance.choice((10.0, 30.0)),
-            "probe_interval_s": (probe := chance.choice((1.0, 2.0))),
+            "probe_interval_s": (probe := chance.choice((1.0, 2.0, 5.0))),
             "down_after_s": 3 * probe,
         },
     )

@@ -17,8 +17,10 @@ from typing import Any
 import httpx
 import trio
 
+from sim.looks import holds
 from sim.model import FileModel, PromiseBroken, Version, content_of
 from sim.scenarios import Life
+from sim.sometimes import LESS_THAN_ALL, NO_ANSWER, NO_ROOM, SHORT, WITHOUT_COPY
 from sim.world import World
 
 SIZES = (0, 1, 300, 1000, 1001, 4000, 9000)
@@ -103,6 +105,8 @@ class Workload:
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             self._acknowledge(file, via, version, response, began)
         elif response is not None:
+            self._world.seen[NO_ROOM] += _is_refused_for_room(response)
+            self._world.seen[NO_ANSWER] += not isinstance(response, httpx.Response)
             # Also one that was refused may have been written: a commit that failed can come back.
             file.uncertain_put(version)
             file.retired = isinstance(response, httpx.TimeoutException)
@@ -115,6 +119,8 @@ class Workload:
         holders = frozenset(receipt["durable_copies"])
         file.acknowledged_put(Version(version.seed, version.size, version.sha256, holders), via)
         self._done["uploads"] += 1
+        self._world.seen[SHORT] += len(holders) < self._life.settings["copies"]
+        self._world.seen[LESS_THAN_ALL] += len(self._world.live_nodes()) < len(self._world.machines)
         self._on_receipt(file.file_key, holders, began)
 
     async def _upload_wrong(self, chance: Random, via: str, file: FileModel) -> None:
@@ -152,6 +158,7 @@ class Workload:
             if hashlib.sha256(response.content).hexdigest() not in self._sent.get(file.file_key, ()):
                 raise PromiseBroken(f"{via} served other bytes for {file.file_key} than were ever sent")
             self._done["reads"] += 1
+            self._world.seen[WITHOUT_COPY] += not holds(self._world.machines[via].platter, file.file_key)
 
     async def _read_range(self, chance: Random, via: str, file: FileModel) -> None:
         """A part, and then the whole under the same hash: the part must be one of it."""
@@ -188,3 +195,7 @@ class Workload:
             return None
         except httpx.HTTPError as error:
             return error
+
+
+def _is_refused_for_room(response: httpx.Response | httpx.HTTPError) -> bool:
+    return isinstance(response, httpx.Response) and response.status_code == httpx.codes.INSUFFICIENT_STORAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from peer.node import Node
 from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, StartError, StoreError, Work
 from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
+from sim.pauses import MACHINE
 
 T = TypeVar("T")
 
@@ -63,16 +65,17 @@ def deterministic_trio(seed: int) -> Iterator[None]:
 
 
 class VirtualClock:
-    """The world's time; a peer's wall clock may be off by `offset_ms`."""
+    """The world's time; a peer's wall clock may be off by `offset_ms`, and go wrong by a share of the time."""
 
     def __init__(self) -> None:
         self.offset_ms = 0
+        self.drift = 0.0
 
     def now(self) -> float:
         return trio.current_time()
 
     def wall_ms(self) -> int:
-        return EPOCH_MS + int(trio.current_time() * 1000) + self.offset_ms
+        return EPOCH_MS + int(trio.current_time() * 1000 * (1 + self.drift)) + self.offset_ms
 
 
 class VirtualEnv:
@@ -134,6 +137,8 @@ class _Machine:
     address: Address
     platter: Platter = field(default_factory=Platter)
     lives: int = 0
+    resumed_life: int | None = None
+    """The next life draws what this one drew: its machine's memory is that of before, as is its disk."""
     node: Node | None = None
     env: VirtualEnv | None = None
     scope: trio.CancelScope | None = None
@@ -153,6 +158,8 @@ class World:
         self.seed = seed
         self._nursery = nursery
         self._digest = blake2b(digest_size=16)
+        self.seen: Counter[str] = Counter()
+        """What happened of that which must sometimes happen, see `sim.sometimes`."""
         self.events: list[str] | None = None
         self.show: Callable[[str], None] | None = None
         self.network = Network(Random(f"{seed} network"), self.trace, nursery)
@@ -164,6 +171,7 @@ class World:
         }
         for machine in self.machines.values():
             self.network.owner_of[machine.address.port] = machine.name
+            self.put_disk(machine.name, machine.platter)
         self.client = httpx.AsyncClient(transport=VirtualTransport(self.network, "client"), timeout=60)
 
     # --- what happened ---
@@ -183,6 +191,14 @@ class World:
 
     # --- peers ---
 
+    def put_disk(self, name: str, platter: Platter) -> None:
+        """Give a machine that is down a disk."""
+        self.machines[name].platter = platter
+        platter.saw = self._saw
+
+    def _saw(self, what: str) -> None:
+        self.seen[what] += 1
+
     async def start_all(self) -> None:
         """Start every peer, and wait until each sees all others."""
         for name in self.machines:
@@ -193,7 +209,8 @@ class World:
         """Start a peer on its disk; returns once it has joined its cluster."""
         machine = self.machines[name]
         machine.lives += 1
-        env = VirtualEnv(self, name, machine.platter, machine.lives)
+        env = VirtualEnv(self, name, machine.platter, machine.resumed_life or machine.lives)
+        machine.resumed_life = None
         others = tuple(other.address for other in self.machines.values() if other is not machine)
         config = Config(
             node_id=name,
@@ -229,6 +246,7 @@ class World:
         assert node is not None
         assert env is not None
         assert gone is not None
+        MACHINE.set(machine.name)
         try:
             with trio.CancelScope() as machine.scope:
                 await node.run()
@@ -255,9 +273,21 @@ class World:
         self.trace(name, "crashes", "")
         machine.env.fence()
         machine.platter.crash()
+        self.resume(name)
         machine.scope.cancel()
         await machine.gone.wait()
         machine.node = None
+
+    def pause(self, name: str) -> None:
+        """Let a peer stand still: it does nothing, hears nothing and answers nothing until it is resumed."""
+        self.trace(name, "pauses", "")
+        self.network.pauses.pause(name)
+
+    def resume(self, name: str) -> None:
+        """Let a paused peer go on; what came meanwhile is there at once."""
+        if self.network.pauses.is_paused(name):
+            self.trace(name, "goes on", "")
+            self.network.pauses.resume(name)
 
     async def stop(self, name: str) -> None:
         """Let a peer finish and end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from blake3 import blake3
@@ -13,6 +14,8 @@ from peer.store.holding import Holding
 from peer.world.env import Env, Work
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Put
+
+log = logging.getLogger("minidfs.fetching")
 
 VERIFY_INLINE_BYTES_MAX = 64 * 1024
 
@@ -49,6 +52,8 @@ class Fetching:
             except (PeerUnreachable, ChunkCorrupt) as error:
                 failures.append(str(error))
             else:
+                if node_id not in self._here.holders(put.dot):
+                    log.info("chunk %s came from %s, which does not hold its file", chunk.hash.hex(), node_id)
                 return content
         asked = "; ".join(failures) if failures else "no other peer is known to be up"
         raise ContentUnavailable(f"{put.manifest.file_key} cannot be read now: {asked}")

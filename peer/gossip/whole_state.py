@@ -128,6 +128,7 @@ class WholeStates:
                 Reason.DAMAGE: self._adopt,
             }
             self._here.is_damaged = await self._here.database.write(partial(merges[reason], node_id, head))
+        log.info("took over the whole state of %s, %s", node_id, reason.name.lower())
         self._here.news.tell()
         await self._here.declare_backed()
 

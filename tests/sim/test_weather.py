@@ -101,3 +101,29 @@ def test_datagrams_come_late_twice_or_never() -> None:
         assert await arrived_in_a_minute(Weather(doubled=1.0)) > usual * 1.6
 
     in_world(scenario, peers=2)
+
+
+def test_a_link_of_little_bandwidth_carries_one_thing_after_the_other() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", CONTENT)
+        took_s: list[float] = []
+
+        async def read() -> None:
+            before = trio.current_time()
+            assert await get(world, "node-1", "k") == CONTENT
+            took_s.append(trio.current_time() - before)
+
+        await read()
+        world.network.weather = Weather(bytes_per_s=len(CONTENT) / 2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(read)
+        alone, first, second = sorted(took_s)
+        assert alone < 0.5
+        # Two of them share the link: both are there after four seconds, of which each needs two.
+        assert 2 <= first <= second == pytest.approx(4, abs=0.2)
+        before = trio.current_time()
+        await put(world, "node-1", "other", CONTENT)
+        assert trio.current_time() - before == pytest.approx(2, abs=0.2)
+
+    in_world(scenario, peers=1, **SMALL)

@@ -164,3 +164,71 @@ def test_a_peer_cannot_start_twice_on_one_disk() -> None:
             pass
 
     in_world(scenario, peers=1)
+
+
+# --- pauses ---
+
+
+def test_a_paused_peer_does_nothing_until_it_is_resumed_and_then_what_came_meanwhile() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"before")
+        await converged(world)
+        events = world.events = []
+        world.pause("node-2")
+        world.pause("node-3")
+        with pytest.raises(httpx.ReadTimeout):
+            await world.request("node-2", "GET", "/files/k", timeout=5)
+        answers: list[int] = []
+
+        async def ask() -> None:
+            answers.append((await world.request("node-2", "GET", "/files/k")).status_code)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(20)
+            assert answers == []
+            assert not any(event.split()[1:2] == ["node-2"] for event in events if "pauses" not in event)
+            assert others(world, "node-1").membership.reachable() == []
+            world.resume("node-2")
+        assert answers == [200]
+        assert others(world, "node-2").is_down("node-3")
+        world.resume("node-3")
+        await world.wait_until(lambda: len(others(world, "node-1").membership.reachable()) == 2, 10)
+        assert await everywhere(world, "k") == [b"before"] * 3
+
+    in_world(scenario)
+
+
+def test_a_paused_peer_can_lose_its_power() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"kept")
+        world.pause("node-1")
+        await trio.sleep(3)
+        await world.crash("node-1")
+        await world.start("node-1")
+        assert await get(world, "node-1", "k") == b"kept"
+
+    in_world(scenario)
+
+
+def test_a_peer_whose_uploads_were_under_way_when_it_was_paused_ends_them_afterwards() -> None:
+    async def scenario(world: World) -> None:
+        answers: list[int] = []
+
+        async def upload(number: int) -> None:
+            await trio.sleep(number / 1000)
+            response = await world.upload("node-1", "a", b"x" * 3000, file_id=f"k{number}")
+            answers.append(response.status_code)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(upload, number)
+            await trio.sleep(0.010)
+            world.pause("node-1")
+            at_once = len(answers)
+            await trio.sleep(20)
+            assert len(answers) == at_once
+            world.resume("node-1")
+        assert answers == [200] * 20
+
+    in_world(scenario, inline_bytes_max=500)
