@@ -8,8 +8,9 @@ import click
 
 from peer.cli.main import run_command
 from sim.chaos import chaos
+from sim.hunt import hunt
 from sim.mutations import mutations
-from sim.run import replay, run, shrink
+from sim.run import replay, run, shrink, table
 from sim.smoke import smoke
 
 
@@ -25,6 +26,8 @@ sim.add_command(run)
 sim.add_command(replay)
 sim.add_command(shrink)
 sim.add_command(smoke)
+sim.add_command(table)
+sim.add_command(hunt)
 
 
 def main() -> int:

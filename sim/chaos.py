@@ -25,7 +25,7 @@ import trio
 
 from peer.cli.main import run_command
 from peer.cluster import Layout, LocalCluster, PeerCommand, free_base_port, open_cluster, serve_command
-from sim.model import FileModel, PromiseBroken, Version, content_of
+from sim.model import FileModel, Promise, PromiseBroken, Version, content_of
 
 SIZES = (0, 1, 4096, 32 * 1024, 32 * 1024 + 1, 1024 * 1024, 9 * 1024 * 1024)
 WEIGHTS = (1, 2, 6, 4, 4, 4, 1)
@@ -126,7 +126,7 @@ class Chaos:
             await self.wait_alike(2 * self._heal_interval_s + SLACK_S)
             listed = {file["file_key"] for file in await self.listing(self.cluster.layout.node_ids[0])}
             missing = [file.file_key for file in self.files.values() if file.must_exist and file.file_key not in listed]
-            self._expect(not missing, f"not listed after a restart: {missing[:5]}")
+            self._expect(not missing, Promise.ACKNOWLEDGED, f"not listed after a restart: {missing[:5]}")
             await self.check(self._some_files(), all_up=True)
 
     async def _storm(self, seconds: float) -> None:
@@ -218,7 +218,8 @@ class Chaos:
         wrong = {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="}
         response = await self._send("POST", via, "/files", files={"file": ("wrong.bin", body)}, headers=wrong)
         if isinstance(response, httpx.Response):
-            self._expect(response.status_code != httpx.codes.OK, f"{via} took {version} with another checksum")
+            taken = response.status_code == httpx.codes.OK
+            self._expect(not taken, Promise.REFUSED, f"{via} took {version} with another checksum")
             self.report.wrong += 1
 
     async def _upload(self, via: str, file: FileModel | None) -> None:
@@ -242,8 +243,11 @@ class Chaos:
             return
         receipt = response.json()
         acknowledged = Version(seed, size, version.sha256, frozenset(receipt["durable_copies"]))
-        self._expect(receipt["checksum_sha256"] == version.sha256, f"a receipt for other content: {receipt}")
-        self._expect(via in acknowledged.holders, f"{via} acknowledged what it does not hold: {receipt}")
+        is_of_it = receipt["checksum_sha256"] == version.sha256
+        self._expect(is_of_it, Promise.RECEIPTS, f"a receipt for other content: {receipt}")
+        self._expect(
+            via in acknowledged.holders, Promise.RECEIPTS, f"{via} acknowledged what it does not hold: {receipt}"
+        )
         self.report.uploads += 1
         self.report.uploaded_bytes += size
         known = file or self.files.setdefault(receipt["file_id"], FileModel(receipt["file_id"]))
@@ -259,7 +263,8 @@ class Chaos:
             self.report.deletes += 1
             file.acknowledged_delete(via)
         elif response.status_code == httpx.codes.NOT_FOUND:
-            self._expect(file.may_be_unknown_to(via), f"{via} does not know {file.file_key}, which it holds")
+            what = f"{via} does not know {file.file_key}, which it holds"
+            self._expect(file.may_be_unknown_to(via), Promise.ACKNOWLEDGED, what)
         else:
             self._note_refusal(response)
 
@@ -281,9 +286,9 @@ class Chaos:
     # --- checks ---
 
     @staticmethod
-    def _expect(is_so: bool, otherwise: str) -> None:
+    def _expect(is_so: bool, promise: Promise, otherwise: str) -> None:
         if not is_so:
-            raise PromiseBroken(otherwise)
+            raise PromiseBroken(promise, otherwise)
 
     def _some_files(self) -> list[FileModel]:
         """Of the files nobody works on the newest, and a few of the others."""
@@ -315,17 +320,17 @@ class Chaos:
             deadline = trio.current_time() + self._heal_interval_s + SLACK_S
             while (objection := await self._read(file, node_id, live, all_up)) is not None:
                 if trio.current_time() > deadline:
-                    raise PromiseBroken(f"{node_id}, with {sorted(live)} up: {objection}")
+                    raise objection.at(f"{node_id}, with {sorted(live)} up")
                 await trio.sleep(POLL_S)
 
-    async def _read(self, file: FileModel, node_id: str, live: frozenset[str], all_up: bool) -> str | None:
+    async def _read(self, file: FileModel, node_id: str, live: frozenset[str], all_up: bool) -> PromiseBroken | None:
         digest = hashlib.sha256()
         try:
             async with self._client.stream("GET", f"{self.cluster.url_of(node_id)}/files/{file.file_key}") as response:
                 async for piece in response.aiter_raw():
                     digest.update(piece)
         except httpx.TransportError as error:
-            return f"{file.file_key}: broke off: {error!r}"
+            return PromiseBroken(Promise.ACKNOWLEDGED, f"{file.file_key}: broke off: {error!r}")
         self.report.reads += 1
         return file.objection(response.status_code, digest.hexdigest(), live, all_up=all_up)
 
@@ -335,7 +340,8 @@ class Chaos:
         while missing := await self._missing_at(node_id, before):
             if trio.current_time() - started > self._heal_interval_s + SLACK_S:
                 shown = ", ".join(missing[:5])
-                raise PromiseBroken(f"{node_id} has not caught up after a heal interval; {len(missing)} lack: {shown}")
+                what = f"{node_id} has not caught up after a heal interval; {len(missing)} lack: {shown}"
+                raise PromiseBroken(Promise.ALIKE, what)
             await trio.sleep(POLL_S)
         self.report.catch_up_s.append(trio.current_time() - started)
 
@@ -371,7 +377,7 @@ class Chaos:
         deadline = trio.current_time() + within_s
         while (difference := await self._difference()) is not None:
             if trio.current_time() > deadline:
-                raise PromiseBroken(f"after {within_s:g} s with all peers up: {difference}")
+                raise PromiseBroken(Promise.ALIKE, f"after {within_s:g} s with all peers up: {difference}")
             await trio.sleep(POLL_S)
 
     async def _difference(self) -> str | None:

@@ -11,17 +11,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 import httpx
 from blake3 import blake3
 
-from sim.looks import (
-    chunks_on,
-    gaps_on,
-    holders_on,
-    holds,
-    lacking_on,
-    logs_on,
-)
-from sim.model import FileModel, PromiseBroken
+from sim.looks import chunks_on, gaps_on, holders_on, holds, lacking_on, logs_on, unnamed_chunks_on
+from sim.model import FileModel, Promise, PromiseBroken
 from sim.sometimes import SIBLINGS
 from sim.world import World
+
+Dot = tuple[str, int, int]
 
 # --- at any moment ---
 
@@ -35,7 +30,8 @@ def receipt_is_true(
         if harmed_at.get(name, -1.0) >= began or platter.faults is not None:
             continue
         if not holds(platter, file_key):
-            raise PromiseBroken(f"the receipt for {file_key} names {name}, which does not have it")
+            raise PromiseBroken(Promise.RECEIPTS, f"the receipt for {file_key} names {name}, which does not have it")
+    world.kept[Promise.RECEIPTS] += 1
 
 
 def no_log_has_a_gap(world: World) -> None:
@@ -43,7 +39,7 @@ def no_log_has_a_gap(world: World) -> None:
     for name, machine in world.machines.items():
         gaps = gaps_on(machine.platter)
         if gaps:
-            raise PromiseBroken(f"{name} has gaps in the logs of {gaps}")
+            raise PromiseBroken(Promise.LOGS, f"{name} has gaps in the logs of {gaps}")
 
 
 # --- when all is well again ---
@@ -88,11 +84,76 @@ async def answers_are_right(
     yield "what is listed is what is served, in all versions"
 
 
+def is_tidy(world: World) -> bool:
+    """Whether no request runs any more, no work waits, and no chunk file is there that nothing needs."""
+    return not any(_left_over(world))
+
+
+def nothing_is_left(world: World) -> None:
+    """See `is_tidy`. Raises PromiseBroken."""
+    for what in _left_over(world):
+        raise PromiseBroken(Promise.TIDY, what)
+    world.kept[Promise.TIDY] += len(world.machines)
+
+
+WITHOUT_END = ("push", "repair")
+"""Workers that have a backlog also when all is well: news is told on, and what was only registered has no content."""
+
+
+def _left_over(world: World) -> Iterator[str]:
+    for node in world.live_nodes():
+        name, services = node.config.node_id, node.services
+        assert services is not None
+        listener = world.network.server_at(world.machines[name].address.port)
+        if listener is not None and listener.running:
+            yield f"{name} still answers {listener.running} requests"
+        waits = [worker.status() for worker in services.workers if worker.name not in WITHOUT_END]
+        yield from (f"{status.backlog} of {status.name} wait at {name}" for status in waits if status.backlog)
+        machine, staged = world.machines[name], services.here.chunks.staging.has
+        litter = [chunk for chunk in unnamed_chunks_on(machine.platter) if not staged(chunk)]
+        if litter and machine.flawed_life != machine.lives:
+            yield f"{name} keeps {len(litter)} chunk files that nothing names"
+
+
+class CopiesWatch:
+    """Looks, now and then, whether a peer gave up a copy of a live file while there were too few of it."""
+
+    def __init__(self, world: World, wanted: int) -> None:
+        self._world = world
+        self._wanted = wanted
+        self._before: dict[Dot, set[str]] = {}
+
+    def look(self, *, harmed: bool) -> None:
+        """Look again; where disks were `harmed` nothing can be said any more. Raises PromiseBroken."""
+        if harmed:
+            return
+        live = {name: lacking_on(machine.platter) for name, machine in self._world.machines.items()}
+        holders: dict[Dot, set[str]] = {}
+        for name, lacking in live.items():
+            for dot, missing in lacking.items():
+                if not missing:
+                    holders.setdefault(dot, set()).add(name)
+        for dot, before in self._before.items():
+            gone = {name for name in before - holders.get(dot, set()) if dot in live[name]}
+            if gone and len(holders.get(dot, ())) < self._wanted:
+                raise PromiseBroken(Promise.KEPT, f"{sorted(gone)} gave up {dot}, which {holders.get(dot)} have")
+        self._before = holders
+        self._world.kept[Promise.KEPT] += len(holders)
+
+
 def disks_are_right(world: World, wanted_copies: int) -> None:
     """What the disks have is what was promised and said, after all rot was found and healed. Raises PromiseBroken."""
     no_log_has_a_gap(world)
-    for problem in (*_dots_used_twice(world), *_false_claims(world), *_too_few(world, wanted_copies), *_rot(world)):
-        raise PromiseBroken(problem)
+    looks: dict[Promise, Iterator[str]] = {
+        Promise.LOGS: _dots_used_twice(world),
+        Promise.CLAIMS: _false_claims(world),
+        Promise.COPIES: _too_few(world, wanted_copies),
+        Promise.ROT: _rot(world),
+    }
+    for promise, problems in looks.items():
+        for problem in problems:
+            raise PromiseBroken(promise, problem)
+        world.kept[promise] += len(world.machines)
 
 
 async def _check_file(world: World, name: str, file: FileModel, is_registered: bool) -> None:
@@ -101,7 +162,8 @@ async def _check_file(world: World, name: str, file: FileModel, is_registered: b
     digest = hashlib.sha256(response.content).hexdigest()
     objection = None if said else file.objection(response.status_code, digest, frozenset(world.machines), all_up=True)
     if objection is not None and not file.retired:
-        raise PromiseBroken(f"{name}: {objection}")
+        raise objection.at(name)
+    world.kept.update((Promise.ACKNOWLEDGED, Promise.BYTES) if file.must_exist else (Promise.DELETED,))
 
 
 async def _check_listed(world: World, name: str) -> None:
@@ -114,7 +176,9 @@ async def _check_listed(world: World, name: str) -> None:
             response = await world.request(name, "GET", f"/files/{key}", params={"version": version["dot"]})
             digest = hashlib.sha256(response.content).hexdigest()
             if response.status_code != httpx.codes.OK or digest != version["checksum_sha256"]:
-                raise PromiseBroken(f"{name} answers {response.status_code} for {key}, version {version['dot']}")
+                what = f"{name} answers {response.status_code} for {key}, version {version['dot']}"
+                raise PromiseBroken(Promise.LISTED, what)
+            world.kept[Promise.LISTED] += 1
 
 
 def _dots_used_twice(world: World) -> Iterator[str]:

@@ -29,15 +29,23 @@ OnLost = Callable[[str], None]
 
 
 class FaultMaker:
-    """Makes the planned faults, one after the other; `heal` ends them all."""
+    """Makes the planned faults, one after the other, and has a `look` before each; `heal` ends them all."""
 
-    def __init__(self, world: World, faults: Iterable[PlannedFault], done: Counter[str], on_lost: OnLost) -> None:
+    def __init__(
+        self,
+        world: World,
+        faults: Iterable[PlannedFault],
+        done: Counter[str],
+        on_lost: OnLost,
+        look: Callable[[], None],
+    ) -> None:
         self._world = world
         self._faults = tuple(faults)
         self._chance = Random()
         self._lasts_s = 0.0
         self._done = done
         self._on_lost = on_lost
+        self._look = look
         self._images: dict[str, tuple[Platter, int]] = {}
         """By peer, its disk and the number of its life at some moment."""
         self.harmed_at: dict[str, float] = {}
@@ -71,6 +79,7 @@ class FaultMaker:
                 await over.wait()
             if over.is_set():
                 return
+            self._look()
             self._chance, self._lasts_s = Random(fault.seed), fault.lasts_s
             self._world.trace("fault", f"number {fault.number}", f"{fault.kind} {names[fault.peer]}")
             await self._makers[fault.kind](names[fault.peer])
@@ -116,13 +125,14 @@ class FaultMaker:
 
     async def _fail(self, name: str) -> None:
         self._note("failing disks", name)
-        platter = self._world.machines[name].platter
+        machine = self._world.machines[name]
+        machine.flawed_life, platter = machine.lives, machine.platter
         chance = Random(self._chance.getrandbits(64))
         platter.faults = Faults(chance, EIO * self._chance.choice((0, 1, 5)), EIO_AT_COMMIT)
         loses_power, stays = self._chance.random() < 0.3, self._chance.random() < 0.5
         with trio.move_on_after(self._lasts_s):
             await self._world.wait_until(lambda: loses_power and bool(platter.left_behind), math.inf)
-        if platter.left_behind and loses_power and self._world.machines[name].is_up:
+        if platter.left_behind and loses_power and machine.is_up:
             # While nobody knows whether a commit reached the disk.
             self._note("power cuts", name)
             await self._world.crash(name)

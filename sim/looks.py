@@ -114,3 +114,14 @@ def holds(platter: Platter, file_key: str) -> bool:
     """Whether a disk has all chunks of some version of a file."""
     lacking = lacking_on(platter)
     return any(lacking.get(dot, 0) == 0 for dot in puts_on(platter, file_key))
+
+
+def unnamed_chunks_on(platter: Platter) -> list[bytes]:
+    """The hash of each chunk file that no row names."""
+    named = {
+        f"chunks/{chunk[:1].hex()}/{chunk.hex()}.{serial}"
+        for database in databases_on(platter)
+        for chunk, serial in database.execute("SELECT hash, serial FROM chunks WHERE serial IS NOT NULL")
+    }
+    files = [path for path in platter.files if path.startswith("chunks/") and path not in named]
+    return [bytes.fromhex(path.rpartition("/")[2].partition(".")[0]) for path in files]

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import httpx
 
 
+class Promise(Enum):
+    """What peers promise to clients and to each other, as far as it is checked from outside; see `docs/design.md`."""
+
+    ACKNOWLEDGED = "acknowledged uploads are there"
+    BYTES = "the bytes are those that were sent"
+    DELETED = "what was deleted stays away"
+    RECEIPTS = "receipts are true"
+    REFUSED = "what is not what its checksum says is refused"
+    LISTED = "what is listed is served"
+    ALIKE = "peers become alike"
+    COPIES = "copies are as many as wanted"
+    KEPT = "no copy goes while there are too few"
+    CLAIMS = "who says it holds a file has it"
+    LOGS = "logs have no gaps, and each dot one meaning"
+    ROT = "bad chunks are found and replaced"
+    TIDY = "nothing piles up or is left behind"
+    STARTS = "a peer starts on a disk that is well"
+    TASKS = "no task fails as nobody foresaw"
+
+
 class PromiseBroken(Exception):
-    """The peers did not keep what they had promised; the message says what was expected and what was seen."""
+    """The peers did not keep a promise; the message says what was expected and what was seen."""
+
+    def __init__(self, promise: Promise, what: str) -> None:
+        super().__init__(what)
+        self.promise = promise
+
+    def at(self, where: str) -> PromiseBroken:
+        """The same, and where it was seen."""
+        return PromiseBroken(self.promise, f"{where}: {self}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,20 +112,21 @@ class FileModel:
         self.shown = [version and without(version) for version in self.shown]
         self.beneath = [without(version) for version in self.beneath]
 
-    def objection(self, status: int, sha256: str, live: frozenset[str], *, all_up: bool) -> str | None:
+    def objection(self, status: int, sha256: str, live: frozenset[str], *, all_up: bool) -> PromiseBroken | None:
         """Why an answer to GET breaks a promise; None when it is fine."""
         versions = [version for version in self.shown if version is not None]
         if status == httpx.codes.OK:
             if any(version.sha256 == sha256 for version in versions):
                 return None
-            return f"{self.file_key}: content {sha256[:12]} instead of {self._expected()}"
+            promise = Promise.BYTES if versions else Promise.DELETED
+            return PromiseBroken(promise, f"{self.file_key}: content {sha256[:12]} instead of {self._expected()}")
         # A peer that knows nothing of the id and finds nobody to ask says so.
         nothing = (httpx.codes.NOT_FOUND,) if all_up else (httpx.codes.NOT_FOUND, httpx.codes.SERVICE_UNAVAILABLE)
         if None in self.shown and status in nothing:
             return None
         if not all_up and not all(version.is_live(live) for version in versions):
             return None
-        return f"{self.file_key}: answered {status} instead of {self._expected()}"
+        return PromiseBroken(Promise.ACKNOWLEDGED, f"{self.file_key}: answered {status} instead of {self._expected()}")
 
     def _expected(self) -> str:
         return " or ".join(

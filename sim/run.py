@@ -7,10 +7,11 @@ have.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,9 +20,17 @@ from multiprocessing import get_context
 import click
 import trio
 
-from sim.checkers import answers_are_right, disks_are_right, receipt_is_true, still_missing
+from sim.checkers import (
+    CopiesWatch,
+    answers_are_right,
+    disks_are_right,
+    is_tidy,
+    nothing_is_left,
+    receipt_is_true,
+    still_missing,
+)
 from sim.faults import FaultMaker
-from sim.model import PromiseBroken
+from sim.model import Promise, PromiseBroken
 from sim.scenarios import SCENARIOS, PlannedFault, draw_faults, draw_life
 from sim.sometimes import LOST, RESUMED, ROLLED_BACK, never, witnessed
 from sim.workload import Workload
@@ -29,7 +38,11 @@ from sim.world import World, few_partitions, run_world
 
 HEAL_S = 400.0
 """Of virtual time, for everything to be well again."""
+TIDY_S = 60.0
+"""Then, for what is not needed any more to go."""
 COPIES = 3
+OPERATIONS_MIN, FAULTS_MIN = 100, 10
+"""What a life of a storm has at least."""
 RUNS_MAX = 80
 """Of a seed, to make it smaller."""
 MINUTES = 10.0
@@ -65,7 +78,23 @@ class Verdict:
     seen: Counter[str] = field(default_factory=Counter)
     """Of that which must sometimes happen, see `sim.sometimes`."""
     digest: str = ""
+    kept: Counter[Promise] = field(default_factory=Counter)
+    """How often each promise was looked at and found kept."""
+    broken: Promise | None = None
     objection: str | None = None
+
+    @property
+    def is_too_little(self) -> bool:
+        """Whether so little happened that it says little."""
+        return self.done.total() < OPERATIONS_MIN or self.faults.total() < FAULTS_MIN
+
+    def add(self, other: Verdict) -> None:
+        """Count what another life came to along with this one."""
+        self.done += other.done
+        self.faults += other.faults
+        self.seen += other.seen
+        self.kept += other.kept
+        self.virtual_s += other.virtual_s
 
 
 class Storm:
@@ -76,12 +105,16 @@ class Storm:
         self._plan = plan
         self._verdict = verdict
         self._life = draw_life(world.seed, *_terms_of(plan))
-        self._faults = FaultMaker(world, planned_faults(plan, world.seed), verdict.faults, self._on_lost)
+        self._faults = FaultMaker(world, planned_faults(plan, world.seed), verdict.faults, self._on_lost, self._look)
+        self._watch = CopiesWatch(world, self._life.settings["copies"])
         self._workload = Workload(world, self._life, verdict.done, self._on_receipt)
 
     def _on_lost(self, name: str) -> None:
         for file in self._workload.files.values():
             file.forget_holder(name)
+
+    def _look(self) -> None:
+        self._watch.look(harmed=bool(self._faults.harmed_at))
 
     def _on_receipt(self, file_key: str, holders: frozenset[str], began: float) -> None:
         receipt_is_true(self._world, file_key, holders, self._faults.harmed_at, began)
@@ -94,13 +127,19 @@ class Storm:
             nursery.start_soon(self._faults.run, over)
             await trio.sleep(self._plan.storm_s)
             over.set()
+        self._watch.look(harmed=bool(self._faults.harmed_at))
         for name in await self._faults.heal():
-            raise PromiseBroken(f"{name} cannot start on a disk that is well again")
+            raise PromiseBroken(Promise.STARTS, f"{name} cannot start on a disk that is well again")
+        self._world.kept[Promise.STARTS] += self._plan.peers
         await self._wait_converged()
         async for promise in answers_are_right(self._world, self._workload.files, self._workload.registered):
             self._world.trace("checker", "kept", promise)
         await self._wait_converged()
         disks_are_right(self._world, self._life.settings["copies"])
+        with trio.move_on_after(TIDY_S):
+            await self._world.wait_until(partial(is_tidy, self._world), math.inf)
+        nothing_is_left(self._world)
+        self._world.kept[Promise.TASKS] += self._plan.peers
         self._world.seen[LOST] += self._verdict.faults["lost disks"]
         self._world.seen[RESUMED] += self._verdict.faults["resumed machines"]
         self._world.seen[ROLLED_BACK] += self._verdict.faults["restored images"]
@@ -110,7 +149,8 @@ class Storm:
             await self._world.wait_until(self._world.have_converged, HEAL_S)
         except trio.TooSlowError:
             missing = "; ".join(still_missing(self._world)[:5])
-            raise PromiseBroken(f"{HEAL_S:g} s after the last fault {missing}") from None
+            raise PromiseBroken(Promise.ALIKE, f"{HEAL_S:g} s after the last fault {missing}") from None
+        self._world.kept[Promise.ALIKE] += 1
 
 
 def _terms_of(plan: Plan) -> tuple[str, int, float]:
@@ -137,20 +177,18 @@ def run_seed(plan: Plan, seed: int, show: Callable[[str], None] | None = None) -
         finally:
             verdict.virtual_s, verdict.digest = trio.current_time(), world.digest()
             verdict.seen += world.seen
+            verdict.kept += world.kept
 
     try:
         with few_partitions(), witnessed(verdict.seen):
             run_world(seed, scenario, peers=plan.peers, **settings)
     # Whatever ends a simulated run early is a finding, an assertion of ours as well as a broken promise.
     except Exception as error:  # noqa: BLE001
-        verdict.objection = _told(error)
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        verdict.objection = f"{type(error).__name__}: {error}"
+        verdict.broken = error.promise if isinstance(error, PromiseBroken) else Promise.TASKS
     return verdict
-
-
-def _told(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
 
 
 def smallest_failing(plan: Plan, seed: int, fails: Callable[[Plan], bool], runs_max: int) -> Plan | None:
@@ -221,47 +259,92 @@ _scenario_option = click.option(
 )
 
 
-@click.command()
-@click.option(
+_seeds_option = click.option(
     "--seeds", default="1..20", show_default=True, metavar="A..B", callback=_seeds, help="Seeds, both ends included."
 )
-@_peers_option
-@_minutes_option
-@_scenario_option
-@click.option(
+_jobs_option = click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=os.cpu_count() or 1,
     show_default=True,
     help="How many to run at a time; as many as there are processors, unless said.",
 )
+
+
+def run_seeds(plan: Plan, seeds: Iterable[int], jobs: int) -> Iterator[Verdict]:
+    """The lives of these seeds, in their order, `jobs` at a time, each in a process that may have had others before."""
+    if jobs == 1:
+        yield from map(partial(run_seed, plan), seeds)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        try:
+            yield from pool.map(partial(run_seed, plan), seeds)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@click.command()
+@_seeds_option
+@_peers_option
+@_minutes_option
+@_scenario_option
+@_jobs_option
 @click.option(
     "--sometimes",
     is_flag=True,
-    help="Fail also when something that storms must bring about now and then did not happen in any of these lives.",
+    help="Fail also when something that storms must bring about now and then did not happen in any of these lives,"
+    f" or when a life had less than {OPERATIONS_MIN} operations or {FAULTS_MIN} faults.",
 )
-def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int, *, sometimes: bool) -> None:
+@click.option("--first", is_flag=True, help="Stop at the first broken promise.")
+def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int, *, sometimes: bool, first: bool) -> None:
     """Run simulated peers through storms of faults, one a seed.
 
     What was promised is checked. Exit code 1 when a promise was broken; the line says how to replay it.
     """
     started = time.monotonic()
     plan = Plan(peers, minutes, scenario)
-    total, broken = Verdict(0), 0
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for verdict in pool.map(partial(run_seed, plan), seeds):
-            total.done += verdict.done
-            total.faults += verdict.faults
-            total.seen += verdict.seen
-            total.virtual_s += verdict.virtual_s
-            if verdict.objection is not None:
-                broken += 1
-                click.echo(f"seed {verdict.seed}: {verdict.objection}\n  again: {command_for(plan, verdict.seed)}")
-    missing = never(total.seen)
-    if sometimes and missing:
-        click.echo("".join(f"never: {condition}\n" for condition in missing), nl=False)
-    click.echo(_summary(len(seeds), broken, total, time.monotonic() - started))
-    if broken or (sometimes and missing):
+    total, lives, broken, lacking = Verdict(0), 0, 0, 0
+    for verdict in run_seeds(plan, seeds, jobs):
+        lives += 1
+        total.add(verdict)
+        if verdict.broken is not None:
+            broken += 1
+            said = f"seed {verdict.seed}: {verdict.objection}\n  broken: {verdict.broken.value}"
+            click.echo(f"{said}\n  again: {command_for(plan, verdict.seed)}")
+            if first:
+                break
+        elif sometimes and verdict.is_too_little:
+            lacking += 1
+            click.echo(f"seed {verdict.seed}: {verdict.done.total()} operations, {verdict.faults.total()} faults")
+    missing = never(total.seen) if sometimes else []
+    for condition in missing:
+        click.echo(f"never: {condition}")
+    click.echo(_summary(lives, broken, total, time.monotonic() - started))
+    if broken or missing or lacking:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@_seeds_option
+@_peers_option
+@_minutes_option
+@_jobs_option
+def table(seeds: range, peers: int, minutes: float, jobs: int) -> None:
+    """Run the seeds in every scenario; print, as Markdown, how often each promise was broken and looked at.
+
+    Exit code 1 when one was broken.
+    """
+    click.echo(f"| faults | {' | '.join(promise.value for promise in Promise)} |\n|{' --- |' * (len(Promise) + 1)}")
+    is_kept = True
+    for scenario in SCENARIOS:
+        total, broken = Verdict(0), Counter[Promise | None]()
+        for verdict in run_seeds(Plan(peers, minutes, scenario), seeds, jobs):
+            total.add(verdict)
+            broken[verdict.broken] += verdict.broken is not None
+        is_kept = is_kept and not broken.total()
+        cells = [f"{broken[promise]} / {broken[promise] + total.kept[promise]}" for promise in Promise]
+        click.echo(f"| {scenario}: {total.faults.total()} in {len(seeds)} lives | {' | '.join(cells)} |")
+    if not is_kept:
         raise click.exceptions.Exit(1)
 
 
@@ -279,8 +362,9 @@ def _summary(seeds: int, broken: int, total: Verdict, took_s: float) -> str:
     done = ", ".join(f"{count} {what}" for what, count in sorted(total.done.items()))
     faults = ", ".join(f"{count} {what}" for what, count in sorted(total.faults.items()))
     return (
-        f"{seeds} seeds, {broken} broke a promise; {total.faults.total()} faults ({faults}); "
-        f"{total.done.total()} operations ({done}); {total.virtual_s / 3600:.1f} h in {took_s:.0f} s"
+        f"{seeds} seeds, {broken} broke a promise; {total.kept.total()} looks at {len(Promise)} promises; "
+        f"{total.faults.total()} faults ({faults}); {total.done.total()} operations ({done}); "
+        f"{total.virtual_s / 3600:.1f} h in {took_s:.0f} s"
     )
 
 

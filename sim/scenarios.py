@@ -10,18 +10,26 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-POWER = ("crash",)
-PAUSES = ("pause",)
-DISKS = ("fail", "flip", "fill", "damage", "lose disk", "restore image")
-NETWORK = ("cut", "weather")
-CLOCKS = ("clock",)
+POWER, PAUSES, CLOCKS = ("crash",), ("pause",), ("clock",)
+FAILING_DISKS, FULL_DISKS = ("fail",), ("fill",)
+ROT = ("flip", "damage")
+LOST_DISKS = ("lose disk", "restore image")
+DISKS = (*FAILING_DISKS, *FULL_DISKS, *ROT, *LOST_DISKS)
+CUTS, WEATHER = ("cut",), ("weather",)
+NETWORK = (*CUTS, *WEATHER)
 
 SCENARIOS: dict[str, tuple[str, ...]] = {
     "storm": (*POWER, *PAUSES, *DISKS, *NETWORK, *CLOCKS),
     "power": POWER,
     "pauses": PAUSES,
     "disks": DISKS,
+    "failing-disks": FAILING_DISKS,
+    "full-disks": FULL_DISKS,
+    "rot": ROT,
+    "lost-disks": LOST_DISKS,
     "network": NETWORK,
+    "cuts": CUTS,
+    "weather": WEATHER,
     "clocks": CLOCKS,
     "calm": (),
 }

@@ -11,7 +11,7 @@ import click
 import httpx
 import trio
 
-from sim.model import FileModel, PromiseBroken, Version, content_of
+from sim.model import FileModel, Promise, PromiseBroken, Version, content_of
 from sim.world import World, run_world
 
 OPERATIONS_S = 60.0
@@ -66,7 +66,8 @@ class Workload:
             file.acknowledged_delete(via)
             self.operations += 1
         elif not file.may_be_unknown_to(via):
-            raise PromiseBroken(f"{file.file_key}: {via} has it and answers {response.status_code} to its deletion")
+            what = f"{file.file_key}: {via} has it and answers {response.status_code} to its deletion"
+            raise PromiseBroken(Promise.ACKNOWLEDGED, what)
 
     async def check(self) -> None:
         """Every acknowledged file reads right from every peer, and nothing deleted is back. Raises PromiseBroken."""
@@ -76,8 +77,8 @@ class Workload:
                 response = await self._world.request(name, "GET", f"/files/{file.file_key}")
                 content_hash = sha256(response.content).hexdigest()
                 objection = file.objection(response.status_code, content_hash, everybody, all_up=True)
-                if objection:
-                    raise PromiseBroken(f"{name}: {objection}")
+                if objection is not None:
+                    raise objection.at(name)
 
 
 async def scenario(world: World) -> None:

@@ -18,7 +18,7 @@ import httpx
 import trio
 
 from sim.looks import holds
-from sim.model import FileModel, PromiseBroken, Version, content_of
+from sim.model import FileModel, Promise, PromiseBroken, Version, content_of
 from sim.scenarios import Life
 from sim.sometimes import LESS_THAN_ALL, NO_ANSWER, NO_ROOM, SHORT, WITHOUT_COPY
 from sim.world import World
@@ -114,7 +114,7 @@ class Workload:
     def _acknowledge(self, file: FileModel, via: str, version: Version, response: httpx.Response, began: float) -> None:
         receipt = response.json()
         if receipt["checksum_sha256"] != version.sha256 or via not in receipt["durable_copies"]:
-            raise PromiseBroken(f"{via} acknowledged {version} with {receipt}")
+            raise PromiseBroken(Promise.RECEIPTS, f"{via} acknowledged {version} with {receipt}")
         self._sent.setdefault(file.file_key, set()).add(version.sha256)
         holders = frozenset(receipt["durable_copies"])
         file.acknowledged_put(Version(version.seed, version.size, version.sha256, holders), via)
@@ -128,7 +128,8 @@ class Workload:
         wrong = {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="}
         response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content, headers=wrong)
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
-            raise PromiseBroken(f"{via} took content with another checksum than was sent with it")
+            raise PromiseBroken(Promise.REFUSED, f"{via} took content with another checksum than was sent with it")
+        self._world.kept[Promise.REFUSED] += 1
         self._done["refused uploads"] += 1
 
     async def _delete(self, _chance: Random, via: str, file: FileModel) -> None:
@@ -142,7 +143,7 @@ class Workload:
             file.acknowledged_delete(via)
             self._done["deletes"] += 1
         elif not file.may_be_unknown_to(via):
-            raise PromiseBroken(f"{via} does not know {file.file_key}, which it holds")
+            raise PromiseBroken(Promise.ACKNOWLEDGED, f"{via} does not know {file.file_key}, which it holds")
 
     async def _register(self, _chance: Random, via: str, file: FileModel) -> None:
         self.registered[file.file_key] = None
@@ -156,7 +157,8 @@ class Workload:
         response = await self._send("GET", via, f"/files/{file.file_key}")
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             if hashlib.sha256(response.content).hexdigest() not in self._sent.get(file.file_key, ()):
-                raise PromiseBroken(f"{via} served other bytes for {file.file_key} than were ever sent")
+                raise PromiseBroken(Promise.BYTES, f"{via} served other bytes for {file.file_key} than were ever sent")
+            self._world.kept[Promise.BYTES] += 1
             self._done["reads"] += 1
             self._world.seen[WITHOUT_COPY] += not holds(self._world.machines[via].platter, file.file_key)
 
@@ -172,7 +174,8 @@ class Workload:
         whole = await self._send("GET", via, f"/files/{file.file_key}", headers=same)
         if isinstance(whole, httpx.Response) and whole.status_code == httpx.codes.OK:
             if whole.content[first : first + 1000] != part.content:
-                raise PromiseBroken(f"{via} served a range of {file.file_key} that is no part of it")
+                raise PromiseBroken(Promise.BYTES, f"{via} served a range of {file.file_key} that is no part of it")
+            self._world.kept[Promise.BYTES] += 1
             self._done["ranges"] += 1
 
     async def _list(self, _chance: Random, via: str) -> None:
@@ -180,7 +183,8 @@ class Workload:
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             keys = [file["file_key"] for file in response.json()["files"]]
             if len(keys) != len(set(keys)):
-                raise PromiseBroken(f"{via} lists a file twice")
+                raise PromiseBroken(Promise.LISTED, f"{via} lists a file twice")
+            self._world.kept[Promise.LISTED] += 1
             self._done["lists"] += 1
 
     async def _send(self, method: str, via: str, path: str, **more: Any) -> httpx.Response | httpx.HTTPError | None:

@@ -22,6 +22,7 @@ from peer.config import Address, Config
 from peer.node import Node
 from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, StartError, StoreError, Work
 from sim.disk import EVENT_LOOP, Mount, Platter
+from sim.model import Promise
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
 from sim.pauses import MACHINE
 
@@ -137,6 +138,8 @@ class _Machine:
     address: Address
     platter: Platter = field(default_factory=Platter)
     lives: int = 0
+    flawed_life: int | None = None
+    """In which the disk failed: files that could not be removed may stay until the next start."""
     resumed_life: int | None = None
     """The next life draws what this one drew: its machine's memory is that of before, as is its disk."""
     node: Node | None = None
@@ -160,6 +163,8 @@ class World:
         self._digest = blake2b(digest_size=16)
         self.seen: Counter[str] = Counter()
         """What happened of that which must sometimes happen, see `sim.sometimes`."""
+        self.kept: Counter[Promise] = Counter()
+        """How often each promise was looked at and found kept."""
         self.events: list[str] | None = None
         self.show: Callable[[str], None] | None = None
         self.network = Network(Random(f"{seed} network"), self.trace, nursery)
