@@ -234,7 +234,7 @@ class Node:
         membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())
         await self._take_stock(here)
-        return here, Peers(me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id))
+        return here, Peers(me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id, me.node_id))
 
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
         """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""

@@ -45,13 +45,13 @@ class PeerUnreachable(Exception):
 class PeerClient:
     """Speaks to the other peers of one cluster."""
 
-    def __init__(self, env: Env, cluster_id: str) -> None:
+    def __init__(self, env: Env, cluster_id: str, me: NodeId) -> None:
         self.cluster_id = cluster_id
         self._http = httpx.AsyncClient(
             transport=env.http_transport(),
             trust_env=False,
             follow_redirects=False,
-            headers={CLUSTER_HEADER: cluster_id},
+            headers={CLUSTER_HEADER: cluster_id, "user-agent": f"minidfs/{env.version} ({me})"},
             timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         )
         self._handing_on = trio.CapacityLimiter(HANDED_ON_MAX)

@@ -37,7 +37,7 @@ def test_a_refusal_is_told_in_its_own_sentence_or_by_its_status(body: bytes, sai
 def test_an_address_that_can_be_none_is_unreachable_and_no_other_error(address: str, tmp_path: Path) -> None:
     async def main() -> None:
         with trio.fail_after(20):
-            client = PeerClient(SystemEnv(tmp_path), "0" * 32)
+            client = PeerClient(SystemEnv(tmp_path), "0" * 32, "node-1")
             with pytest.raises(PeerUnreachable):
                 await client.health(address)
             await client.aclose()
@@ -60,7 +60,7 @@ def test_cancelled_requests_cost_no_place_and_no_connection(tmp_path: Path) -> N
                 await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     async def main() -> None:
-        client = PeerClient(SystemEnv(tmp_path), "0" * 32)
+        client = PeerClient(SystemEnv(tmp_path), "0" * 32, "node-1")
         async with trio.open_nursery() as nursery:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, serve, [listener])
