@@ -19,6 +19,8 @@ HOST = "127.0.0.1"
 PIECE_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 DATAGRAM_BYTES_MAX = 65_507
+TRIES = 50
+"""For a port that is free."""
 WAITING_MAX = 1000
 """Datagrams that are late; more are lost."""
 
@@ -58,15 +60,30 @@ class Relay:
         try:
             async with trio.open_nursery() as self._nursery:
                 for name in self._ports:
-                    mailbox = self._mailboxes[name] = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                    await mailbox.bind((HOST, 0))
-                    self.port_of[name] = mailbox.getsockname()[1]
-                    self._nursery.start_soon(self._carry_datagrams, name, mailbox)
+                    await self._take_port(name)
+                    self._nursery.start_soon(self._carry_datagrams, name, self._mailboxes[name])
                     await self.open(name)
                 task_status.started()
         finally:
             for mailbox in self._mailboxes.values():
                 mailbox.close()
+
+    async def _take_port(self, name: str) -> None:
+        """One that is free for datagrams and for connections."""
+        for attempts_left in reversed(range(TRIES)):
+            mailbox = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            await mailbox.bind((HOST, 0))
+            port = mailbox.getsockname()[1]
+            try:
+                for listener in await trio.open_tcp_listeners(port, host=HOST):
+                    await listener.aclose()
+            except OSError:
+                mailbox.close()
+                if not attempts_left:
+                    raise
+            else:
+                self._mailboxes[name], self.port_of[name] = mailbox, port
+                return
 
     async def open(self, name: str) -> None:
         """Take connections for a peer."""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
+from peer.cluster import free_base_port
 from sim.relay import HOST, Relay
 
 DEADLINE_S = 20
@@ -21,9 +22,9 @@ def requests_of(name: str) -> bytes:
     return f"POST / HTTP/1.1\r\nHost: x\r\nUser-Agent: minidfs/1.0 ({name})\r\n\r\n".encode()
 
 
-async def socket_of() -> trio.socket.SocketType:
+async def socket_of(port: int) -> trio.socket.SocketType:
     made = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    await made.bind((HOST, 0))
+    await made.bind((HOST, port))
     return made
 
 
@@ -62,8 +63,9 @@ async def two() -> AsyncIterator[Two]:
         async for piece in stream:
             await stream.send_all(piece)
 
-    sockets = {name: await socket_of() for name in ("a", "b")}
-    ports = {name: made.getsockname()[1] for name, made in sockets.items()}
+    base = free_base_port(2)
+    ports = {"a": base, "b": base + 1}
+    sockets = {name: await socket_of(port) for name, port in ports.items()}
     async with trio.open_nursery() as nursery:
         for port in ports.values():
             await nursery.start(trio.serve_tcp, echo, port)
