@@ -19,8 +19,6 @@ HOST = "127.0.0.1"
 PIECE_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 DATAGRAM_BYTES_MAX = 65_507
-TRIES = 50
-"""For a port that is free."""
 WAITING_MAX = 1000
 """Datagrams that are late; more are lost."""
 
@@ -43,7 +41,8 @@ class Rule:
 class Relay:
     """Ports that stand for those of the peers. Use `run` in a task, and `rule` and `mend` at any time."""
 
-    def __init__(self, ports: Mapping[str, int], chance: random.Random) -> None:
+    def __init__(self, ports: Mapping[str, int], port_of: Mapping[str, int], chance: random.Random) -> None:
+        """By the names of the peers, the ports they have and those they are told to others under."""
         self._ports = dict(ports)
         self._chance = chance
         self._names = {port: name for name, port in self._ports.items()}
@@ -52,38 +51,21 @@ class Relay:
         self._listeners: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._late = 0
-        self.port_of: dict[str, int] = {}
-        """The port under which others find a peer, by its name."""
+        self.port_of = dict(port_of)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hand on until cancelled; started once all ports are there. Raises OSError if they cannot be had."""
         try:
             async with trio.open_nursery() as self._nursery:
                 for name in self._ports:
-                    await self._take_port(name)
-                    self._nursery.start_soon(self._carry_datagrams, name, self._mailboxes[name])
+                    mailbox = self._mailboxes[name] = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    await mailbox.bind((HOST, self.port_of[name]))
+                    self._nursery.start_soon(self._carry_datagrams, name, mailbox)
                     await self.open(name)
                 task_status.started()
         finally:
             for mailbox in self._mailboxes.values():
                 mailbox.close()
-
-    async def _take_port(self, name: str) -> None:
-        """One that is free for datagrams and for connections."""
-        for attempts_left in reversed(range(TRIES)):
-            mailbox = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            await mailbox.bind((HOST, 0))
-            port = mailbox.getsockname()[1]
-            try:
-                for listener in await trio.open_tcp_listeners(port, host=HOST):
-                    await listener.aclose()
-            except OSError:
-                mailbox.close()
-                if not attempts_left:
-                    raise
-            else:
-                self._mailboxes[name], self.port_of[name] = mailbox, port
-                return
 
     async def open(self, name: str) -> None:
         """Take connections for a peer."""

@@ -63,13 +63,13 @@ async def two() -> AsyncIterator[Two]:
         async for piece in stream:
             await stream.send_all(piece)
 
-    base = free_base_port(2)
+    base = free_base_port(4)
     ports = {"a": base, "b": base + 1}
     sockets = {name: await socket_of(port) for name, port in ports.items()}
     async with trio.open_nursery() as nursery:
         for port in ports.values():
             await nursery.start(trio.serve_tcp, echo, port)
-        relay = Relay(ports, random.Random(1))
+        relay = Relay(ports, {"a": base + 2, "b": base + 3}, random.Random(1))
         await nursery.start(relay.run)
         yield Two(relay, sockets)
         nursery.cancel_scope.cancel()
