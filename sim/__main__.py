@@ -7,7 +7,7 @@ import sys
 import click
 
 from peer.cli.main import run_command
-from sim.chaos import chaos
+from sim.chaos.command import chaos
 from sim.hunt import hunt
 from sim.mutations import mutations
 from sim.run import replay, run, shrink, table

@@ -17,7 +17,7 @@ import click
 from sim.mutants import Mutant
 from sim.mutations import MutantDoesNotApply, check_applies, chosen, compiled_copy, plant, scratch_copy
 
-LIMIT_S = 600.0
+LIMIT_S = 150.0
 """For one bug and all the seeds it gets."""
 
 SIMULATED: tuple[str, ...] = ()
