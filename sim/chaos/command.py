@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,11 +19,14 @@ import trio
 from peer.cluster import Layout, PeerCommand, free_base_port, open_cluster, serve_command
 from sim.chaos.faults import KINDS, Means, clock_file
 from sim.chaos.journal import Journal
+from sim.chaos.picture import page
 from sim.chaos.scene import Report
 from sim.chaos.storm import Chaos
+from sim.chaos.view import watch
 from sim.model import PromiseBroken
 from sim.relay import HOST, Relay
 
+EVENTS, PAGE = "events.jsonl", "report.html"
 SMALL_DISK_MIB = 256
 SMALL_DISK_MIB_PER_MINUTE = 300
 """More than what clients upload; what is filled of it is memory."""
@@ -109,7 +113,8 @@ async def run_in(folder: Path, settings: Settings, journal: Journal) -> Report:
                 chaos = Chaos(
                     cluster, settings.seed, settings.heal_interval_s, kinds=kinds, means=means, journal=journal
                 )
-                report = await chaos.run(settings.seconds)
+                look = partial(watch, seconds=settings.seconds) if sys.stdout.isatty() else None
+                report = await chaos.run(settings.seconds, look)
                 await cluster.stop_all()
                 await cluster.start_all()
                 await chaos.recheck()
@@ -158,10 +163,22 @@ def _kinds(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     metavar="PATH",
     help="The Python the peers run on, with what they need installed.  [default: this one]",
 )
-def chaos(peers: int, minutes: float, seed: int | None, kinds: Sequence[str], heal_interval: float, python: str) -> int:
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with a timeline there.")
+@click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write all events there, as JSON lines.")
+def chaos(
+    peers: int,
+    minutes: float,
+    seed: int | None,
+    kinds: Sequence[str],
+    heal_interval: float,
+    python: str,
+    report: Path | None,
+    log: Path | None,
+) -> int:
     """Storm a cluster of real processes: clients upload, read and delete while peers are killed, paused and cut off.
 
-    What was promised is checked. Exit code 1 when it was not kept; then data, logs and all events stay where it says.
+    What was promised is checked. Exit code 1 when it was not kept; then data, logs, events and the page stay where it
+    says.
     """
     chosen = random.SystemRandom().getrandbits(32) if seed is None else seed
     settings = Settings(
@@ -174,16 +191,27 @@ def chaos(peers: int, minutes: float, seed: int | None, kinds: Sequence[str], he
     )
     click.echo(f"seed {chosen}")
     folder = Path(tempfile.mkdtemp(prefix="minidfs-chaos-"))
-    try:
-        report = trio.run(_run, folder, settings)
-    except PromiseBroken as broken:
-        said = f"seed {chosen}: {broken} (broken: {broken.promise.value}); data, logs and events are in {folder}"
-        raise click.ClickException(said) from broken
-    shutil.rmtree(folder)
-    click.echo(str(report))
-    return 0
+    told, broken = trio.run(_run, folder, settings)
+    for wanted, name in ((report, PAGE), (log, EVENTS)):
+        if wanted is not None:
+            shutil.copyfile(folder / name, wanted)
+    if broken is None:
+        shutil.rmtree(folder)
+        click.echo(told)
+        return 0
+    raise click.ClickException(f"seed {chosen}: {told}; data, logs, events and the page are in {folder}")
 
 
-async def _run(folder: Path, settings: Settings) -> Report:
-    with (folder / "events.jsonl").open("w", encoding="utf-8") as events:
-        return await run_in(folder / "cluster", settings, Journal(events))
+async def _run(folder: Path, settings: Settings) -> tuple[str, PromiseBroken | None]:
+    """Run it; what it came to, and the promise that was broken, if any. Leaves all events, and the page about them."""
+    broken = None
+    with (folder / EVENTS).open("w", encoding="utf-8") as events:
+        journal = Journal(events)
+        try:
+            told = str(await run_in(folder / "cluster", settings, journal))
+        except PromiseBroken as error:
+            told, broken = f"{error} (broken: {error.promise.value})", error
+    names = [f"node-{number}" for number in range(1, settings.peers + 1)]
+    title = f"Mini DFS: {settings.peers} peers, {settings.seconds:g} s of faults, seed {settings.seed}"
+    (folder / PAGE).write_text(page(title, told, journal.events, names), encoding="utf-8")
+    return told, broken

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import trio
@@ -50,8 +49,3 @@ class Journal:
         """It is mended."""
         self.running.pop(f"{kind} {where}", None)
         self.note("fault ends", kind=kind, where=where)
-
-
-def write_lines(path: Path, journal: Journal) -> None:
-    """All events of a run as lines of JSON."""
-    path.write_text("".join(json.dumps(event) + "\n" for event in journal.events), encoding="utf-8")

@@ -42,6 +42,7 @@ class Chaos:
         """Storm for so long, then let everything heal and check it all. Raises PromiseBroken."""
         scene = self.scene
         broken: PromiseBroken | None = None
+        scene.journal.began = trio.current_time()
         async with scene.client, trio.open_nursery() as watching:
             for look in (sample, watch):
                 if look is not None:
