@@ -49,6 +49,12 @@ def storm(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """A minute of everything that can be done to five real processes."""
+    session.run(PYTHON, "-m", "sim", "chaos", "--peers", "5", "--minutes", "1", "--seed", "7")
+
+
+@nox.session
 def draw(session: nox.Session) -> None:
     """Draw docs/rooms.svg anew from the code's imports."""
     session.run(PYTHON, "docs/draw_rooms.py")

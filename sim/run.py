@@ -11,11 +11,12 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
+from typing import TypeVar
 
 import click
 import trio
@@ -43,7 +44,8 @@ TIDY_S = 60.0
 COPIES = 3
 OPERATIONS_MIN, FAULTS_MIN = 100, 10
 """What a life of a storm has at least."""
-RUNS_MAX = 80
+PEERS_MIN = 2
+RUNS_MAX = 150
 """Of a seed, to make it smaller."""
 MINUTES = 10.0
 PEERS = 5
@@ -60,6 +62,8 @@ class Plan:
     """When the storm is broken off; what comes before stays as it is."""
     only_faults: tuple[int, ...] | None = None
     """The numbers of the faults that come; the others are left out."""
+    only_operations: tuple[str, ...] | None = None
+    """The names of the clients' operations that are done, see `Workload.begun`."""
 
     @property
     def storm_s(self) -> float:
@@ -77,6 +81,8 @@ class Verdict:
     virtual_s: float = 0.0
     seen: Counter[str] = field(default_factory=Counter)
     """Of that which must sometimes happen, see `sim.sometimes`."""
+    operations: list[str] = field(default_factory=list)
+    """Which were begun, see `Workload.begun`."""
     digest: str = ""
     kept: Counter[Promise] = field(default_factory=Counter)
     """How often each promise was looked at and found kept."""
@@ -107,7 +113,8 @@ class Storm:
         self._life = draw_life(world.seed, *_terms_of(plan))
         self._faults = FaultMaker(world, planned_faults(plan, world.seed), verdict.faults, self._on_lost, self._look)
         self._watch = CopiesWatch(world, self._life.settings["copies"])
-        self._workload = Workload(world, self._life, verdict.done, self._on_receipt)
+        self._workload = Workload(world, self._life, verdict.done, self._on_receipt, plan.only_operations)
+        verdict.operations = self._workload.begun
 
     def _on_lost(self, name: str) -> None:
         for file in self._workload.files.values():
@@ -191,11 +198,13 @@ def run_seed(plan: Plan, seed: int, show: Callable[[str], None] | None = None) -
     return verdict
 
 
-def smallest_failing(plan: Plan, seed: int, fails: Callable[[Plan], bool], runs_max: int) -> Plan | None:
-    """A smaller plan that still fails, None when the whole one does not: an earlier end, then fewer faults.
+def smallest_failing(
+    plan: Plan, seed: int, fails: Callable[[Plan], bool], operations: Callable[[Plan], list[str]], runs_max: int
+) -> Plan | None:
+    """A smaller plan that still fails, None when the whole one does not.
 
-    Source of the second: Zeller, Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (2002), ddmin without
-    complements that are small already.
+    Fewer peers (which is another life, and may fail by chance only), an earlier end, fewer faults, fewer operations.
+    `operations` gives those that clients begin.
     """
     left = runs_max
 
@@ -206,26 +215,54 @@ def smallest_failing(plan: Plan, seed: int, fails: Callable[[Plan], bool], runs_
 
     if not still_fails(plan):
         return None
+    smallest = plan
+    while smallest.peers > PEERS_MIN and still_fails(less := replace(smallest, peers=smallest.peers - 1)):
+        smallest = less
+    smallest = _ended_sooner(smallest, still_fails)
+    faults = [fault.number for fault in planned_faults(smallest, seed)]
+    fewer_faults = fewest(faults, lambda some: still_fails(replace(smallest, only_faults=tuple(some))))
+    if len(fewer_faults) < len(faults):
+        smallest = replace(smallest, only_faults=tuple(fewer_faults))
+    if left > 0:
+        begun = operations(smallest)
+        fewer = fewest(begun, lambda some: still_fails(replace(smallest, only_operations=tuple(some))))
+        if len(fewer) < len(begun):
+            smallest = replace(smallest, only_operations=tuple(fewer))
+    return smallest
+
+
+def _ended_sooner(plan: Plan, still_fails: Callable[[Plan], bool]) -> Plan:
     smallest, enough, too_little = plan, plan.storm_s, 0.0
-    while left > 0 and enough - too_little > max(1.0, plan.storm_s / 64):
+    while enough - too_little > max(1.0, plan.storm_s / 64):
         until_s = (enough + too_little) / 2
         if still_fails(less := replace(plan, until_s=until_s)):
             smallest, enough = less, until_s
         else:
             too_little = until_s
-    needed = [fault.number for fault in planned_faults(smallest, seed)]
+    return smallest
+
+
+T = TypeVar("T")
+
+
+def fewest(needed: Sequence[T], still_fails: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """Some of a failing sequence that are enough, none of which can be left out alone.
+
+    Source: Zeller, Hildebrandt, "Simplifying and Isolating Failure-Inducing Input" (2002), ddmin without complements
+    that are small already.
+    """
     size = max(1, len(needed) // 2)
-    while needed and left > 0:
+    while needed:
         for start in range(0, len(needed), size):
-            fewer = needed[:start] + needed[start + size :]
-            if still_fails(less := replace(smallest, only_faults=tuple(fewer))):
-                smallest, needed = less, fewer
+            fewer = [*needed[:start], *needed[start + size :]]
+            if still_fails(fewer):
+                needed = fewer
                 break
         else:
             if size == 1:
                 break
             size = max(1, size // 2)
-    return smallest
+    return needed
 
 
 def parse_seeds(text: str) -> range:
@@ -241,7 +278,7 @@ def _seeds(_ctx: click.Context, _param: click.Parameter, value: str) -> range:
 
 
 _peers_option = click.option(
-    "--peers", type=click.IntRange(2, 50), default=PEERS, show_default=True, help="Simulated peers."
+    "--peers", type=click.IntRange(PEERS_MIN, 50), default=PEERS, show_default=True, help="Simulated peers."
 )
 _minutes_option = click.option(
     "--minutes",
@@ -355,6 +392,8 @@ def command_for(plan: Plan, seed: int) -> str:
         command += f" --until {plan.until_s:g}"
     if plan.only_faults is not None:
         command += f" --faults {','.join(map(str, plan.only_faults)) or 'none'}"
+    if plan.only_operations is not None:
+        command += f" --operations {','.join(plan.only_operations) or 'none'}"
     return command
 
 
@@ -377,6 +416,12 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{value!r} is no list of numbers; write 3,7,12, or none") from None
 
 
+def _operations(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    return () if value == "none" else tuple(value.split(","))
+
+
 @click.command()
 @click.argument("seed", type=int)
 @_peers_option
@@ -386,14 +431,26 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option(
     "--faults", metavar="N,N,...", callback=_numbers, help="Only the faults of these numbers, or none.  [default: all]"
 )
+@click.option(
+    "--operations",
+    metavar="C.N,C.N,...",
+    callback=_operations,
+    help="Only these operations, by client and number, or none.  [default: all]",
+)
 def replay(
-    seed: int, peers: int, minutes: float, scenario: str, until: float | None, faults: tuple[int, ...] | None
+    seed: int,
+    peers: int,
+    minutes: float,
+    scenario: str,
+    until: float | None,
+    faults: tuple[int, ...] | None,
+    operations: tuple[str, ...] | None,
 ) -> None:
     """Run one seed again, and print what happens in it.
 
     Each line has the virtual time, who, and what. The last one is a digest of all of them: equal wherever it runs.
     """
-    verdict = run_seed(Plan(peers, minutes, scenario, until, faults), seed, click.echo)
+    verdict = run_seed(Plan(peers, minutes, scenario, until, faults, operations), seed, click.echo)
     if verdict.objection is not None:
         click.echo(f"seed {seed}: {verdict.objection}", err=True)
     click.echo(f"trace {verdict.digest}")
@@ -412,12 +469,23 @@ def replay(
 def shrink(seed: int, peers: int, minutes: float, scenario: str, runs: int) -> None:
     """Find out how little of a failing seed is enough.
 
-    Breaks the storm off earlier and leaves faults out, as long as a promise is still broken. Exit code 1 when none is.
+    Takes peers away, breaks the storm off earlier, and leaves out faults and operations, while a promise is broken.
+    Exit code 1 when none is.
     """
     plan = Plan(peers, minutes, scenario)
-    smallest = smallest_failing(plan, seed, lambda less: run_seed(less, seed).objection is not None, runs)
+    smallest = smallest_failing(
+        plan,
+        seed,
+        lambda less: run_seed(less, seed).broken is not None,
+        lambda less: run_seed(less, seed).operations,
+        runs,
+    )
     if smallest is None:
         raise click.ClickException(f"seed {seed} breaks no promise; there is nothing to make smaller")
+    verdict = run_seed(smallest, seed)
     left, all_of_them = len(planned_faults(smallest, seed)), len(planned_faults(plan, seed))
-    click.echo(f"{left} of {all_of_them} faults and {smallest.storm_s:g} s of {plan.storm_s:g} are enough:")
+    click.echo(
+        f"{smallest.peers} of {plan.peers} peers, {left} of {all_of_them} faults, {len(verdict.operations)} operations"
+        f" and {smallest.storm_s:g} s of {plan.storm_s:g} are enough: {verdict.objection}"
+    )
     click.echo(command_for(smallest, seed))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from random import Random
 from typing import Any
@@ -34,7 +34,18 @@ Receipt = Callable[[str, frozenset[str], float], None]
 class Workload:
     """The clients of one world."""
 
-    def __init__(self, world: World, life: Life, done: Counter[str], on_receipt: Receipt) -> None:
+    def __init__(
+        self,
+        world: World,
+        life: Life,
+        done: Counter[str],
+        on_receipt: Receipt,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """With `only` these operations are done, by the names they get in `begun`, and the others are left out."""
+        self._only = only
+        self.begun: list[str] = []
+        """Which client's which operation, as `2.17`."""
         self._world = world
         self._life = life
         self._done = done
@@ -70,8 +81,9 @@ class Workload:
             if over.is_set():
                 return
             running = [name for name, machine in self._world.machines.items() if machine.is_up]
-            draw = chance.random()
-            if running:
+            draw, name = chance.random(), f"{client}.{number}"
+            if running and (self._only is None or name in self._only):
+                self.begun.append(name)
                 via = chance.choice(running)
                 await next(operation for up_to, operation in operations if draw <= up_to)(chance, via)
 

@@ -16,7 +16,17 @@ from peer.files.delivery import Deliveries
 from peer.store.chunks import ChunkStore
 from peer.store.holding import Holding
 from protocol.ops import Put
-from sim.run import Plan, parse_seeds, planned_faults, replay, run, run_seed, shrink, smallest_failing
+from sim.run import (
+    Plan,
+    fewest,
+    parse_seeds,
+    planned_faults,
+    replay,
+    run,
+    run_seed,
+    shrink,
+    smallest_failing,
+)
 from sim.scenarios import ALWAYS, SCENARIOS, draw_faults, draw_life
 
 
@@ -97,25 +107,45 @@ def test_the_smallest_plan_has_what_makes_it_fail_and_little_else(data: st.DataO
     plan = Plan(peers=3, minutes=5)
     numbers = [fault.number for fault in planned_faults(plan, 1)]
     guilty = set(data.draw(st.lists(st.sampled_from(numbers), max_size=3)))
+    operations = [f"{client}.{number}" for client in range(3) for number in range(20)]
+    wanted = set(data.draw(st.lists(st.sampled_from(operations), max_size=3)))
     at_s = max((fault.at_s for fault in planned_faults(plan, 1) if fault.number in guilty), default=0.0)
 
     def fails(less: Plan) -> bool:
-        return guilty <= {fault.number for fault in planned_faults(less, 1)}
+        # With fewer peers it is another life.
+        has_faults = less.peers == plan.peers and guilty <= {fault.number for fault in planned_faults(less, 1)}
+        return has_faults and (less.only_operations is None or wanted <= set(less.only_operations))
 
-    smallest = smallest_failing(plan, 1, fails, 1000)
+    smallest = smallest_failing(plan, 1, fails, lambda _: operations, 2000)
     assert smallest is not None
     assert fails(smallest)
+    assert smallest.peers == plan.peers
     assert {fault.number for fault in planned_faults(smallest, 1)} == guilty
+    assert set(smallest.only_operations or ()) == wanted
     assert smallest.storm_s <= at_s + 2 * max(1.0, plan.storm_s / 64)
+
+
+def test_what_fails_with_fewer_peers_too_is_shown_with_them() -> None:
+    smallest = smallest_failing(Plan(peers=7, minutes=1), 1, lambda less: less.peers > 3, lambda _: ["0.0"], 2000)
+    assert smallest is not None
+    assert smallest.peers == 4
+    assert planned_faults(smallest, 1) == ()
+    assert smallest.only_operations == ()
+
+
+@given(st.sets(st.integers(0, 40), max_size=5), st.integers(0, 41))
+def test_of_what_fails_exactly_what_is_needed_is_left(needed: set[int], count: int) -> None:
+    everything = sorted(needed | set(range(count)))
+    assert set(fewest(everything, lambda some: needed <= set(some))) == needed
 
 
 def test_what_does_not_fail_is_not_made_smaller_and_runs_are_counted() -> None:
     plan = Plan(peers=3, minutes=1)
     asked: list[Plan] = []
-    assert smallest_failing(plan, 1, lambda less: asked.append(less) is not None, 10) is None
+    assert smallest_failing(plan, 1, lambda less: asked.append(less) is not None, lambda _: [], 10) is None
     assert asked == [plan]
     asked.clear()
-    assert smallest_failing(plan, 1, lambda less: not asked.append(less), 5) is not None
+    assert smallest_failing(plan, 1, lambda less: not asked.append(less), lambda _: [], 5) is not None
     assert len(asked) == 5
 
 
@@ -128,7 +158,7 @@ def test_a_failing_seed_comes_with_the_command_that_shows_it_and_a_smaller_one(
     result = CliRunner().invoke(shrink, [str(seed), "--peers", "3", "--minutes", "0.25", "--runs", "5"])
     assert result.exit_code == 0, result.output
     command = result.output.splitlines()[-1]
-    assert command.startswith(f"sim replay {seed} --peers 3 --minutes 0.25 --scenario storm")
+    assert command.startswith(f"sim replay {seed} --peers ")
     again = CliRunner().invoke(replay, command.split()[2:])
     assert again.exit_code == 1
     assert f"seed {seed}: PromiseBroken" in again.output
