@@ -1,0 +1,124 @@
+"""Bugs planted for storms to find, beside those of `sim.mutants`: each takes away what only a whole world shows.
+
+No tests are named: that the storms go red is what is to be shown, by `sim hunt`.
+"""
+
+from __future__ import annotations
+
+from sim.mutants import Mutant
+
+
+def _planted(name: str, says: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, says, file, old, new, tests=())
+
+
+PLANTED: tuple[Mutant, ...] = (
+    _planted(
+        "acknowledged-before-the-commit",
+        "A step counts as done though its transaction was never committed.",
+        "peer/store/database.py",
+        '                self._writer.execute("COMMIT")\n        except BaseException as error:',
+        '                self._writer.execute("COMMIT" if self.commits % 7 else "ROLLBACK")\n'
+        "        except BaseException as error:",
+    ),
+    _planted(
+        "chunk-not-synced",
+        "A chunk file gets its name without its bytes being synced.",
+        "peer/store/chunk_files.py",
+        "        self._file.sync()\n",
+        "",
+    ),
+    _planted(
+        "name-not-synced",
+        "A chunk file's name is not made durable before a row names it.",
+        "peer/store/chunk_files.py",
+        "        self.disk.rename(incoming, path)\n        self.disk.sync_folder(folder)\n",
+        "        self.disk.rename(incoming, path)\n",
+    ),
+    _planted(
+        "unverified-from-the-database",
+        "A chunk in the database is served without being verified.",
+        "peer/store/chunks.py",
+        "        if blake3(content).digest() != chunk_hash:\n"
+        '            raise ChunkCorrupt(f"chunk {chunk_hash.hex()} in the database no longer gives its hash")\n',
+        "",
+    ),
+    _planted(
+        "healed-from-a-bad-copy",
+        "What another peer sends as a chunk is taken unverified, and served as what it should be.",
+        "peer/gossip/fetching.py",
+        "        if digest != chunk.hash:\n",
+        "        if len(content) != chunk.size:\n",
+    ),
+    _planted(
+        "bad-chunk-still-held",
+        "A chunk that turned out bad goes, and the holds of its files stay.",
+        "peer/store/holding.py",
+        "            self.replica.drop(self.replica.my_holds_of(put.dot), self.wall_ms())\n        return [put",
+        "            self.replica.my_holds_of(put.dot)\n        return [put",
+    ),
+    _planted(
+        "receipt-of-who-failed",
+        "A receipt names targets to which nothing came.",
+        "peer/files/delivery.py",
+        "        return Delivery(target, error)\n",
+        "        return Delivery(target, None)\n",
+    ),
+    _planted(
+        "epoch-kept-in-doubt",
+        "A peer writes on under the epoch it had after a commit of unknown outcome.",
+        "peer/store/database.py",
+        "        self._is_in_doubt = True\n        self.on_uncertain()\n",
+        "        self._is_in_doubt = True\n",
+    ),
+    _planted(
+        "delete-forgets-one",
+        "A deletion that is heard ends all versions but the last it names.",
+        "protocol/catalog.py",
+        "        case Delete():\n            _end_puts(store, op.supersedes)\n",
+        "        case Delete():\n            _end_puts(store, op.supersedes[:-1] or op.supersedes[1:])\n",
+    ),
+    _planted(
+        "checksum-not-looked-at",
+        "Content is taken whatever its checksum says.",
+        "peer/files/intake.py",
+        "            if actual != expected:\n",
+        "            if len(actual) != len(expected):\n",
+    ),
+    _planted(
+        "dead-stays-dead",
+        "A peer that was taken for down is never taken for alive again.",
+        "protocol/membership.py",
+        "        peer.heard_at = now\n        return effects + self._believe(peer, Status.ALIVE)\n",
+        "        peer.heard_at = now\n"
+        "        return effects + (self._believe(peer, Status.ALIVE) if peer.status is not Status.DOWN else [])\n",
+    ),
+    _planted(
+        "nobody-repairs",
+        "No peer fetches what it lacks.",
+        "peer/upkeep/repair.py",
+        "            due = [put for put in lacking if all_of_it or self._is_due(put.dot)]\n",
+        "            due = [put for put in lacking if all_of_it and self._is_due(put.dot)]\n",
+    ),
+    _planted(
+        "no-anti-entropy",
+        "Only news is told; what somebody missed stays missed.",
+        "peer/upkeep/anti_entropy.py",
+        "                await self._exchanger.exchange(self._chance.choice(reachable))\n",
+        "                self._chance.choice(reachable)\n",
+    ),
+    _planted(
+        "unused-files-stay",
+        "The files of chunks that are not needed any more are never removed.",
+        "peer/store/collector.py",
+        "        await self._env.run_blocking(Work.DISK, self._files.remove, paths)\n",
+        "        await self._env.run_blocking(Work.DISK, self._files.remove, paths[1:])\n",
+    ),
+    _planted(
+        "range-off-by-one",
+        "What is read from within a chunk begins a byte before it should.",
+        "peer/files/downloads.py",
+        "            yield content[part.first : part.first + part.count]\n",
+        "            yield content[max(0, part.first - 1) :][: part.count]\n",
+    ),
+)
