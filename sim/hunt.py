@@ -29,6 +29,11 @@ FROM_MUTANTS: tuple[str, ...] = (
     "sum-not-lowered",
     "look-up-on-a-disk-thread",
     "digest-of-what-was-superseded",
+    "sum-not-lowered-for-purged-holds",
+    "full-for-ever",
+    "damage-forgotten",
+    "altered-rows-stay",
+    "failing-step-ends-the-worker",
 )
 """Of the bugs that tests must find, those that storms of the seeds below must find too."""
 

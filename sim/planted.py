@@ -44,32 +44,11 @@ PLANTED: tuple[Mutant, ...] = (
         "",
     ),
     _planted(
-        "healed-from-a-bad-copy",
-        "What another peer sends as a chunk is taken unverified, and served as what it should be.",
-        "peer/gossip/fetching.py",
-        "        if digest != chunk.hash:\n",
-        "        if len(content) != chunk.size:\n",
-    ),
-    _planted(
-        "bad-chunk-still-held",
-        "A chunk that turned out bad goes, and the holds of its files stay.",
-        "peer/store/holding.py",
-        "            self.replica.drop(self.replica.my_holds_of(put.dot), self.wall_ms())\n        return [put",
-        "            self.replica.my_holds_of(put.dot)\n        return [put",
-    ),
-    _planted(
         "receipt-of-who-failed",
         "A receipt names targets to which nothing came.",
         "peer/files/delivery.py",
         "        return Delivery(target, error)\n",
         "        return Delivery(target, None)\n",
-    ),
-    _planted(
-        "epoch-kept-in-doubt",
-        "A peer writes on under the epoch it had after a commit of unknown outcome.",
-        "peer/store/database.py",
-        "        self._is_in_doubt = True\n        self.on_uncertain()\n",
-        "        self._is_in_doubt = True\n",
     ),
     _planted(
         "delete-forgets-one",
@@ -101,13 +80,6 @@ PLANTED: tuple[Mutant, ...] = (
         "            due = [put for put in lacking if all_of_it and self._is_due(put.dot)]\n",
     ),
     _planted(
-        "no-anti-entropy",
-        "Only news is told; what somebody missed stays missed.",
-        "peer/upkeep/anti_entropy.py",
-        "                await self._exchanger.exchange(self._chance.choice(reachable))\n",
-        "                self._chance.choice(reachable)\n",
-    ),
-    _planted(
         "unused-files-stay",
         "The files of chunks that are not needed any more are never removed.",
         "peer/store/collector.py",
@@ -115,10 +87,17 @@ PLANTED: tuple[Mutant, ...] = (
         "        await self._env.run_blocking(Work.DISK, self._files.remove, paths[1:])\n",
     ),
     _planted(
-        "range-off-by-one",
+        "bad-chunk-never-condemned",
+        "A chunk in the database that turned out bad stays, and its files count as held.",
+        "peer/store/holding.py",
+        "        if is_good or store.chunk_row(chunk_hash) != row:\n",
+        "        if is_good or row.content is not None or store.chunk_row(chunk_hash) != row:\n",
+    ),
+    _planted(
+        "part-begins-too-early",
         "What is read from within a chunk begins a byte before it should.",
         "peer/files/downloads.py",
-        "            yield content[part.first : part.first + part.count]\n",
-        "            yield content[max(0, part.first - 1) :][: part.count]\n",
+        "            parts.append(_Part(chunk, begin - start, end - begin))\n",
+        "            parts.append(_Part(chunk, max(0, begin - start - 1), end - begin))\n",
     ),
 )
