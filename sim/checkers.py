@@ -130,8 +130,10 @@ class CopiesWatch:
         live = {name: lacking_on(machine.platter) for name, machine in self._world.machines.items()}
         holders: dict[Dot, set[str]] = {}
         for name, lacking in live.items():
+            declared = holders_on(self._world.machines[name].platter)
             for dot, missing in lacking.items():
-                if not missing:
+                # What is there for another file's sake may go with that.
+                if not missing and name in declared.get(dot, ()):
                     holders.setdefault(dot, set()).add(name)
         for dot, before in self._before.items():
             gone = {name for name in before - holders.get(dot, set()) if dot in live[name]}

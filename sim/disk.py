@@ -91,6 +91,11 @@ class Platter:
         files = sum(len(file.content) for file in self.files.values())
         return files + sum(map(_size_of, self.databases.values())) + sum(self.wal_bytes.values())
 
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a power cut could take bytes."""
+        return any(file.synced_size < len(file.content) for file in self.files.values())
+
     def free_bytes(self) -> int:
         """What can still be written."""
         if self.capacity_bytes == TOTAL_BYTES:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from random import Random
 
+import httpx
 import trio
 
 from sim.disk import TOTAL_BYTES, Faults, Platter
-from sim.looks import chunks_on, floors_on, good_chunks_on, puts_on, version_vector_on
+from sim.looks import chunks_of_puts_on, chunks_on, floors_on, good_chunks_on, puts_on, version_vector_on
 from sim.network import FAIR, Weather
 from sim.scenarios import PlannedFault
 from sim.world import VirtualClock, World
 
 EIO = 0.002
 EIO_AT_COMMIT = 0.05
+DIRTY_WITHIN_S = 1.0
 FORK_S = 60.0
 """At most so long nothing else goes wrong after a machine was resumed."""
 
@@ -105,10 +108,18 @@ class FaultMaker:
         if not self._world.machines[name].is_up:
             await self._start(name)
             return
+        if self._chance.random() < 0.5:
+            await self._wait_until_dirty(name)
         self._note("power cuts", name)
         await self._world.crash(name)
         await trio.sleep(self._lasts_s)
         await self._start(name)
+
+    async def _wait_until_dirty(self, name: str) -> None:
+        """Until there are bytes to lose on its disk; but not for long."""
+        with trio.move_on_after(DIRTY_WITHIN_S):
+            while not self._platter(name).is_dirty:  # noqa: ASYNC110 - looking costs no real time
+                await trio.sleep(0.001)
 
     async def _pause(self, name: str) -> None:
         if self._world.machines[name].is_up:
@@ -148,14 +159,30 @@ class FaultMaker:
         platter.capacity_bytes = TOTAL_BYTES
 
     async def _flip(self, name: str) -> None:
-        """A bit of a chunk flips while another peer's disk has the chunk whole."""
-        await trio.lowlevel.checkpoint()
+        """A bit of a chunk flips while another peer's disk has the chunk whole; or, of one file, a bit at each peer."""
         elsewhere = {chunk for other in self._others(name) for chunk in good_chunks_on(self._platter(other))}
-        here = [chunk for chunk, content in chunks_on(self._platter(name)) if chunk in elsewhere and content]
-        if here:
+        files = [file for file in chunks_of_puts_on(self._platter(name)).values() if elsewhere.intersection(file[1])]
+        if not files:
+            await trio.lowlevel.checkpoint()
+            return
+        key, chunks = self._chance.choice([file for file in files if len(file[1]) > 1] or files)
+        if len(chunks) > 1 and self._chance.random() < 0.5:
+            # No peer has all of the file any more, and all peers together still have.
+            for number, machine in enumerate(self._world.machines):
+                self._flip_bit_of(machine, chunks[number % len(chunks)])
+        else:
+            key, chunks = self._chance.choice(files)
+            self._flip_bit_of(name, self._chance.choice(chunks))
+        if self._chance.random() < 0.7 and self._world.machines[name].is_up:
+            with suppress(httpx.HTTPError):
+                await self._world.request(name, "GET", f"/files/{key}")
+
+    def _flip_bit_of(self, name: str, chunk: bytes) -> None:
+        elsewhere = {good for other in self._others(name) for good in good_chunks_on(self._platter(other))}
+        if chunk in elsewhere and dict(chunks_on(self._platter(name))).get(chunk):
             self._note("flipped bits", name)
             self.harmed_at[name] = trio.current_time()
-            self._spoil(name, self._chance.choice(here))
+            self._spoil(name, chunk)
 
     def _spoil(self, name: str, chunk: bytes) -> None:
         platter = self._platter(name)

@@ -97,17 +97,23 @@ def holders_on(platter: Platter) -> dict[tuple[str, int, int], list[str]]:
     return found
 
 
-def lacking_on(platter: Platter) -> dict[tuple[str, int, int], int]:
-    """How many chunks of each live put a disk does not have, good or bad, by the put's dot."""
+def chunks_of_puts_on(platter: Platter) -> dict[tuple[str, int, int], tuple[str, list[bytes]]]:
+    """The key of each live put and its chunks, wherever they are, by its dot; without those that have no content."""
     from peer.store.rows import unpack_chunks
 
-    query = f"SELECT node_id, epoch, puts.seq, chunks FROM puts {_ORIGINS.format('puts')} WHERE chunks IS NOT NULL"
-    here = {chunk for chunk, content in chunks_on(platter) if content or chunk == blake3(b"").digest()}
+    query = f"SELECT node_id, epoch, puts.seq, file_key, chunks FROM puts {_ORIGINS.format('puts')}"
+    query += " WHERE chunks IS NOT NULL"
     return {
-        (node_id, epoch, seq): sum(chunk.hash not in here for chunk in unpack_chunks(packed) or ())
+        (node_id, epoch, seq): (key, [chunk.hash for chunk in unpack_chunks(packed) or ()])
         for database in databases_on(platter)
-        for node_id, epoch, seq, packed in database.execute(query)
+        for node_id, epoch, seq, key, packed in database.execute(query)
     }
+
+
+def lacking_on(platter: Platter) -> dict[tuple[str, int, int], int]:
+    """How many chunks of each live put a disk does not have, good or bad, by the put's dot."""
+    here = {chunk for chunk, content in chunks_on(platter) if content or chunk == blake3(b"").digest()}
+    return {dot: sum(chunk not in here for chunk in chunks) for dot, (_, chunks) in chunks_of_puts_on(platter).items()}
 
 
 def holds(platter: Platter, file_key: str) -> bool:

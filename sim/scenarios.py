@@ -40,7 +40,7 @@ ALWAYS = ("crash", "cut")
 KIND_SHARE = 0.7
 """Of seeds that have some other kind."""
 
-FAULTS, OPERATIONS = (20, 50), (200, 340)
+FAULTS, OPERATIONS = (20, 50), (220, 340)
 """How many there are about in one life, the fewest and the most."""
 OPERATIONS_PER_S_MAX = 6.0
 FAULT_S_MAX = 40.0
@@ -103,7 +103,7 @@ def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
     chosen = [kind for kind in kinds if kind in ALWAYS or chance.random() < KIND_SHARE]
     weights = [chance.choice((1, 1, 2, 3)) for _ in chosen]
     fault_s = min(max(storm_s / 20, 1.5), FAULT_S_MAX)
-    clients = chance.randint(4, 8)
+    clients = chance.randint(6, 10)
     return Life(
         faults=tuple(kind for kind, weight in zip(chosen, weights, strict=True) for _ in range(weight)),
         fault_pause_s=max(0.5, 2 * storm_s / chance.randint(*FAULTS) - fault_s),

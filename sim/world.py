@@ -34,6 +34,7 @@ EPOCH_MS = 1_767_225_600_000
 """The wall clock when a world begins: 2026-01-01T00:00:00Z."""
 
 FIRST_PORT = 9001
+CLIENT_TIMEOUT_S = 20.0
 BLOCKING_CALL_S = {Work.HASH: 0.0005, Work.DISK: 0.002, Work.DATABASE_WRITE: 0.003, Work.DATABASE_READ: 0.0005}
 """At most so much virtual time passes in a blocking call of a kind."""
 
@@ -177,7 +178,7 @@ class World:
         for machine in self.machines.values():
             self.network.owner_of[machine.address.port] = machine.name
             self.put_disk(machine.name, machine.platter)
-        self.client = httpx.AsyncClient(transport=VirtualTransport(self.network, "client"), timeout=60)
+        self.client = httpx.AsyncClient(transport=VirtualTransport(self.network, "client"), timeout=CLIENT_TIMEOUT_S)
 
     # --- what happened ---
 
@@ -348,7 +349,8 @@ class World:
     def have_converged(self) -> bool:
         """Whether all running peers have equal version vectors and states, and nobody lacks a copy of any content."""
         roots = [node.services.here.replica.root() for node in self.live_nodes() if node.services]
-        return len(dict.fromkeys(roots)) <= 1 and not any(map(_lacks_copies, self.live_nodes()))
+        up = [machine for machine in self.machines.values() if machine.is_up]
+        return len(dict.fromkeys(roots)) <= 1 and not any(map(_lacks_copies, up))
 
 
 def _check_tasks(machine: _Machine) -> None:
@@ -363,14 +365,13 @@ def _is_about_the_disk(error: BaseException) -> bool:
     return isinstance(error, StoreError | StartError | trio.Cancelled)
 
 
-def _lacks_copies(node: Node) -> bool:
-    assert node.services is not None
+def _lacks_copies(machine: _Machine) -> bool:
+    """Looked up beneath the peer, whose disk may fail it."""
     query = (
         "SELECT EXISTS (SELECT 1 FROM queue JOIN puts ON puts.id = queue.put"
         " WHERE status = 'PENDING' AND puts.chunks IS NOT NULL)"
     )
-    database = node.services.here.database
-    return database.look_up(lambda connection: bool(connection.execute(query).fetchone()[0]))
+    return any(bool(database.execute(query).fetchone()[0]) for database in machine.platter.databases.values())
 
 
 PARTITIONS = 64

@@ -19,6 +19,7 @@ SEED = int(os.environ.get("MINIDFS_E2E_SEED", "7"))
 HEAL_INTERVAL_S = 5.0
 
 
+@pytest.mark.once
 @pytest.mark.e2e
 @within(SECONDS * 3 + 90)
 async def test_what_was_acknowledged_survives_random_kills(tmp_path: Path) -> None:
