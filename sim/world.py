@@ -413,7 +413,12 @@ def run_world(
         async with trio.open_nursery() as nursery:
             world = World(seed, nursery, peers, settings)
             world.events = [] if keep_events else None
-            await scenario(world)
+            try:
+                await scenario(world)
+            finally:
+                # Also what failed must come to its end, and tasks of a paused peer never would.
+                for name in world.machines:
+                    world.network.pauses.resume(name)
             result = world.digest(), world.events or []
             for name, machine in world.machines.items():
                 if machine.node is not None:

@@ -13,6 +13,7 @@ import pytest
 import trio
 from worlds import few_partitions
 
+from sim.run import Plan, run_seed
 from sim.smoke import run_smoke
 from sim.world import World, deterministic_trio, run_world
 
@@ -28,6 +29,15 @@ garbage.shuffle(kept)
 del kept[:: 2]
 """
 SMOKE = PERTURB + "import sys; from sim.smoke import run_smoke; print(run_smoke(int(sys.argv[1])))"
+STORM = (
+    PERTURB
+    + """
+import sys
+from sim.run import Plan, run_seed
+verdict = run_seed(Plan(peers=3, minutes=0.5), int(sys.argv[1]))
+print(verdict.digest, verdict.objection)
+"""
+)
 
 
 def start(program: str, hash_seed: int, *args: str) -> subprocess.Popen[str]:
@@ -50,6 +60,13 @@ def test_the_smoke_run_is_the_same_in_every_process_and_with_hypothesis_imported
     importlib.import_module("hypothesis")
     digests = digests_in_two_processes(SMOKE, str(SEED))
     assert digests == [run_smoke(SEED)] * 2
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("seed", [3, 10])
+def test_a_storm_is_the_same_in_every_process(seed: int) -> None:
+    verdict = run_seed(Plan(peers=3, minutes=0.5), seed)
+    assert digests_in_two_processes(STORM, str(seed)) == [f"{verdict.digest} None"] * 2
 
 
 def test_another_seed_is_another_run() -> None:

@@ -226,9 +226,19 @@ def test_a_peer_whose_uploads_were_under_way_when_it_was_paused_ends_them_afterw
             await trio.sleep(0.010)
             world.pause("node-1")
             at_once = len(answers)
-            await trio.sleep(20)
+            await trio.sleep(10)
             assert len(answers) == at_once
             world.resume("node-1")
         assert answers == [200] * 20
 
     in_world(scenario, inline_bytes_max=500)
+
+
+def test_a_world_that_fails_while_a_peer_is_paused_comes_to_its_end() -> None:
+    async def scenario(world: World) -> None:
+        world.pause("node-1")
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        in_world(scenario)
+    assert caught.group_contains(ZeroDivisionError)
