@@ -100,4 +100,11 @@ PLANTED: tuple[Mutant, ...] = (
         "            parts.append(_Part(chunk, begin - start, end - begin))\n",
         "            parts.append(_Part(chunk, max(0, begin - start - 1), end - begin))\n",
     ),
+    _planted(
+        "shared-content-goes-with-one-file",
+        "A chunk goes with the first file that no longer needs it, though others do.",
+        "peer/store/catalog.py",
+        '                "DELETE FROM chunks WHERE hash = ? AND refs <= 0 RETURNING serial", (chunk_hash,)\n',
+        '                "DELETE FROM chunks WHERE hash = ? RETURNING serial", (chunk_hash,)\n',
+    ),
 )

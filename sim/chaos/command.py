@@ -23,7 +23,7 @@ from sim.chaos.picture import page
 from sim.chaos.scene import Report
 from sim.chaos.storm import Chaos
 from sim.chaos.view import watch
-from sim.model import PromiseBroken
+from sim.model import Promise, PromiseBroken
 from sim.relay import HOST, Relay
 
 EVENTS, PAGE = "events.jsonl", "report.html"
@@ -202,6 +202,14 @@ def chaos(
     raise click.ClickException(f"seed {chosen}: {told}; data, logs, events and the page are in {folder}")
 
 
+def _what_broke(error: BaseException) -> PromiseBroken:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, PromiseBroken):
+        return error
+    return PromiseBroken(Promise.TASKS, f"{type(error).__name__}: {error}")
+
+
 async def _run(folder: Path, settings: Settings) -> tuple[str, PromiseBroken | None]:
     """Run it; what it came to, and the promise that was broken, if any. Leaves all events, and the page about them."""
     broken = None
@@ -209,8 +217,10 @@ async def _run(folder: Path, settings: Settings) -> tuple[str, PromiseBroken | N
         journal = Journal(events)
         try:
             told = str(await run_in(folder / "cluster", settings, journal))
-        except PromiseBroken as error:
-            told, broken = f"{error} (broken: {error.promise.value})", error
+        # A peer that cannot be started or that says what nobody expects ends a run, and is evidence as well.
+        except Exception as error:  # noqa: BLE001
+            broken = _what_broke(error)
+            told = f"{broken} (broken: {broken.promise.value})"
     names = [f"node-{number}" for number in range(1, settings.peers + 1)]
     title = f"Mini DFS: {settings.peers} peers, {settings.seconds:g} s of faults, seed {settings.seed}"
     (folder / PAGE).write_text(page(title, told, journal.events, names), encoding="utf-8")

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,8 @@ class FaultMaker:
             self._means.relay.mend()
         for peer in self._scene.cluster.status():
             if peer.pid is not None and os.name == "posix":
-                os.kill(peer.pid, signal.SIGCONT)
+                with suppress(ProcessLookupError):
+                    os.kill(peer.pid, signal.SIGCONT)
             _ballast(self._scene.cluster.data / peer.node_id).unlink(missing_ok=True)
         for node_id in self._scene.down():
             await self._start(node_id)

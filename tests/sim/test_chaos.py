@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.cluster import Layout
-from sim.chaos.command import Settings, chaos, peer_command
+from sim.chaos.command import Settings, _what_broke, chaos, peer_command
 from sim.chaos.faults import KINDS, Means, _copies_in, _flip, _is_good, clock_file
 from sim.chaos.journal import Journal
 from sim.chaos.picture import COLOURS, faults_of, page, seconds_of, timeline
 from sim.chaos.skewed import NS_PER_S, skewed
+from sim.model import Promise, PromiseBroken
 
 NODES = ["node-1", "node-2"]
 
@@ -168,3 +169,10 @@ def test_an_unknown_fault_is_refused_with_those_there_are() -> None:
 def test_each_kind_of_fault_has_a_colour_of_its_own() -> None:
     assert set(KINDS) == set(COLOURS)
     assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_what_ended_a_run_is_a_broken_promise_however_deep_it_lies() -> None:
+    broken = PromiseBroken(Promise.DELETED, "it is back")
+    assert _what_broke(ExceptionGroup("", [ExceptionGroup("", [broken])])) is broken
+    other = _what_broke(ExceptionGroup("", [OSError("no such process")]))
+    assert (other.promise, str(other)) == (Promise.TASKS, "OSError: no such process")
