@@ -933,7 +933,7 @@ MUTANTS = (
         "peer/gossip/exchange.py",
         "        return request, hold[len(asked) :], suffix.more",
         "        return request, hold[len(asked) :] if suffix is not None else [], suffix.more",
-        ("tests/sim/test_run.py::test_seeds_that_once_broke_a_promise_keep_it",),
+        (f"{EXCHANGE}::test_whether_a_peer_could_be_asked_to_hold_a_file_is_told",),
     ),
     # --- starting, and the command line ---
     Mutant(

@@ -55,12 +55,6 @@ def test_a_seed_keeps_all_promises_and_says_what_it_tried() -> None:
     assert verdict.faults["cut links"]
 
 
-@pytest.mark.parametrize("seed", [75])
-def test_seeds_that_once_broke_a_promise_keep_it(seed: int) -> None:
-    """75: a repeated upload's receipt named a peer that had lost its disk and was taking over a whole state."""
-    assert run_seed(SMALL, seed).objection is None
-
-
 def test_a_seed_replays_what_happened_to_the_last_byte() -> None:
     lines: list[str] = []
     first, again = run_seed(SHORT, 5), run_seed(SHORT, 5, lines.append)

@@ -28,6 +28,7 @@ from worlds import (
 )
 
 from peer.gossip.client import PeerUnreachable
+from protocol.identity import Dot, Origin
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Drop
 from sim.world import World
@@ -508,3 +509,28 @@ def count_exchanges(world: World) -> Counter[str]:
 
         answering.answer = count  # type: ignore[method-assign]
     return asked
+
+
+def test_whether_a_peer_could_be_asked_to_hold_a_file_is_told() -> None:
+    """One that is behind our log takes over a whole state first; what the catalog has of it is from before."""
+
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"content")
+        await converged(world)
+        await truncate(world, "node-1")
+        (origin,) = rows(
+            world,
+            "node-1",
+            "SELECT node_id, epoch, puts.seq FROM puts JOIN origins ON origins.id = puts.origin"
+            " JOIN nodes ON nodes.id = origins.node",
+        )
+        dot = Dot(Origin(origin[0], origin[1]), origin[2])
+        exchanger = services(world, "node-1").exchanger
+        assert await exchanger.exchange("node-2", dot)
+        # As it says itself when its disk was lost.
+        exchanger.link("node-2").known_vv = {}
+        assert not await exchanger.exchange("node-2", dot)
+        await converged(world)
+        assert await exchanger.exchange("node-2", dot)
+
+    in_world(scenario)
