@@ -367,9 +367,9 @@ def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int, *, s
 @_minutes_option
 @_jobs_option
 def table(seeds: range, peers: int, minutes: float, jobs: int) -> None:
-    """Run the seeds in every scenario; print, as Markdown, how often each promise was broken and looked at.
+    """Run the seeds in every scenario: faults against promises.
 
-    Exit code 1 when one was broken.
+    Prints, as Markdown, how often each promise was broken and looked at. Exit code 1 when one was broken.
     """
     click.echo(f"| faults | {' | '.join(promise.value for promise in Promise)} |\n|{' --- |' * (len(Promise) + 1)}")
     is_kept = True

@@ -175,7 +175,7 @@ def chaos(
     report: Path | None,
     log: Path | None,
 ) -> int:
-    """Storm a cluster of real processes: clients upload, read and delete while peers are killed, paused and cut off.
+    """Kill, pause and cut off real peers while clients upload and read.
 
     What was promised is checked. Exit code 1 when it was not kept; then data, logs, events and the page stay where it
     says.
