@@ -163,8 +163,18 @@ def _kinds(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     metavar="PATH",
     help="The Python the peers run on, with what they need installed.  [default: this one]",
 )
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with a timeline there.")
-@click.option("--log", type=click.Path(path_type=Path), metavar="FILE", help="Write all events there, as JSON lines.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page with a timeline there.  [default: only when a promise was broken, beside the data]",
+)
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all events there, as JSON lines.  [default: as for --report]",
+)
 def chaos(
     peers: int,
     minutes: float,
