@@ -42,11 +42,9 @@ def expect(is_so: bool, promise: Promise, otherwise: str) -> None:
 class Clients:
     """All clients of a run."""
 
-    def __init__(self, scene: Scene, seed: int, pause_s: float = 0.0) -> None:
-        """Each waits up to `pause_s` between its operations."""
+    def __init__(self, scene: Scene, seed: int) -> None:
         self._scene = scene
         self._chance = random.Random(seed)
-        self._pause_s = pause_s
         self._own = [f"ours-{number}" for number in range(KEYS_OF_OUR_OWN)]
 
     async def run(self, over: trio.Event) -> None:
@@ -79,7 +77,7 @@ class Clients:
                     file = chance.choice(known)
                     await scene.with_file(file, operation, via, file)
             scene.report.slowest_s = max(scene.report.slowest_s, trio.current_time() - started)
-            await trio.sleep(chance.uniform(0, self._pause_s))
+            await trio.lowlevel.checkpoint()
 
     def _content(self) -> tuple[Version, bytes]:
         """A body of its own, or one of those that are sent again and again, under the same ids and others."""
