@@ -22,7 +22,7 @@ import trio
 
 from peer.config import Address
 from peer.tasks import helper_tasks
-from peer.world.env import AsgiApp, Listener, StartError
+from peer.world.env import AsgiApp, HttpAnswer, HttpRequest, Listener, RequestFailed, StartError
 from sim.pauses import MACHINE, Pauses
 
 DELAY_S = (0.0002, 0.002)
@@ -329,37 +329,100 @@ class VirtualTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {})
-        port = request.url.port or 80
-        body = b"".join(request.stream) if isinstance(request.stream, httpx.ByteStream) else None
-        shown = "streamed" if body is None else _digest(body)
-        self._network.trace(self._name, f"{request.method} {port} {request.url.raw_path.decode()}", shown)
-        await self._network.delay()
-        if body is not None:
-            await self._network.delay_piece(self._name, port, len(body))
-        if not self._network.passes(self._name, port):
-            await _time_out(timeout.get("connect"), httpx.ConnectTimeout, request)
-        listener = self._network.server_at(port)
-        if listener is None or listener.nursery is None:
-            raise httpx.ConnectError(f"port {port} refuses connections", request=request)
-        fate = self._network.fate()
-        if fate is Fate.RESET and body is not None:
-            raise httpx.WriteError("the connection broke", request=request)
-        cycle = _Cycle(listener, request, body, self._network, self._name)
-        listener.nursery.start_soon(cycle.serve)
-        if body is None:
-            await cycle.send_body(breaks=fate is Fate.RESET)
-        with trio.move_on_after(_or_for_ever(timeout.get("read"))):
-            await cycle.started.wait()
-            await self._network.delay()
-            if cycle.status is None or fate is Fate.UNANSWERED:
-                raise httpx.ReadError("the peer hung up", request=request)
-            if fate is Fate.SILENT or not self._network.passes_back(port, self._name):
-                await _time_out(timeout.get("read"), httpx.ReadTimeout, request)
-            self._network.trace(self._name, f"answer from {port}", str(cycle.status))
-            breaks_at = self._network.draw(BREAKS_WITHIN_PIECES) if fate is Fate.CUT_OFF else None
-            stream = _ResponseStream(cycle, timeout.get("read"), request, breaks_at)
-            return httpx.Response(cycle.status, headers=cycle.headers, stream=stream, request=request)
-        raise httpx.ReadTimeout("no answer", request=request)
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        sent = _Sent(
+            request.method,
+            request.url.raw_path,
+            [(name.lower(), value) for name, value in request.headers.raw],
+            request.url.port or 80,
+            b"".join(request.stream) if isinstance(request.stream, httpx.ByteStream) else request.stream,
+            _or_for_ever(timeout.get("connect")),
+            _or_for_ever(timeout.get("read")),
+        )
+        cycle, stream = await _ask(self._network, self._name, sent)
+        return httpx.Response(cycle.status or 500, headers=cycle.headers, stream=stream, request=request)
+
+
+class VirtualRequests:
+    """See `peer.world.env.HttpRequests`; a connection is made for each."""
+
+    def __init__(self, network: Network, name: str) -> None:
+        self._network = network
+        self._name = name
+
+    async def request(self, address: Address, request: HttpRequest) -> HttpAnswer:
+        headers = [("host", str(address)), *request.headers, ("content-length", str(len(request.body)))]
+        sent = _Sent(
+            request.method,
+            request.target.encode("ascii"),
+            [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers],
+            address.port,
+            request.body,
+            request.connect_timeout_s,
+            _or_for_ever(request.silence_timeout_s),
+        )
+        try:
+            cycle, stream = await _ask(self._network, self._name, sent)
+            content = bytearray()
+            try:
+                async for piece in stream:
+                    content += piece
+                    if len(content) > request.answer_bytes_max:
+                        raise RequestFailed("the answer is too long")
+            finally:
+                await stream.aclose()
+        except httpx.HTTPError as error:
+            raise RequestFailed(str(error)) from error
+        return HttpAnswer(cycle.status or 500, bytes(content))
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request on its way; time-outs in seconds, infinite for none."""
+
+    method: str
+    raw_path: bytes
+    headers: list[tuple[bytes, bytes]]
+    port: int
+    body: bytes | httpx.AsyncByteStream
+    connect_timeout_s: float
+    read_timeout_s: float
+
+
+async def _ask(network: Network, name: str, sent: _Sent) -> tuple[_Cycle, _ResponseStream]:
+    """Carry a request to the app at its port, and the beginning of the answer back. Raises httpx.HTTPError."""
+    port = sent.port
+    shown = _digest(sent.body) if isinstance(sent.body, bytes) else "streamed"
+    network.trace(name, f"{sent.method} {port} {sent.raw_path.decode()}", shown)
+    await network.delay()
+    if isinstance(sent.body, bytes):
+        await network.delay_piece(name, port, len(sent.body))
+    if not network.passes(name, port):
+        await _time_out(sent.connect_timeout_s, httpx.ConnectTimeout)
+    listener = network.server_at(port)
+    if listener is None or listener.nursery is None:
+        raise httpx.ConnectError(f"port {port} refuses connections")
+    fate = network.fate()
+    if fate is Fate.RESET and isinstance(sent.body, bytes):
+        raise httpx.WriteError("the connection broke")
+    cycle = _Cycle(listener, sent, network, name)
+    listener.nursery.start_soon(cycle.serve)
+    if not isinstance(sent.body, bytes):
+        await cycle.send_body(breaks=fate is Fate.RESET)
+    with trio.move_on_after(sent.read_timeout_s):
+        await cycle.started.wait()
+        await network.delay()
+        if cycle.status is None or fate is Fate.UNANSWERED:
+            raise httpx.ReadError("the peer hung up")
+        if fate is Fate.SILENT or not network.passes_back(port, name):
+            await _time_out(sent.read_timeout_s, httpx.ReadTimeout)
+        network.trace(name, f"answer from {port}", str(cycle.status))
+        breaks_at = network.draw(BREAKS_WITHIN_PIECES) if fate is Fate.CUT_OFF else None
+        return cycle, _ResponseStream(cycle, sent.read_timeout_s, breaks_at)
+    raise httpx.ReadTimeout("no answer")
 
 
 class _Cycle:
@@ -367,19 +430,17 @@ class _Cycle:
 
     BODY_PIECES_MAX = 4
 
-    def __init__(
-        self, listener: VirtualListener, request: httpx.Request, body: bytes | None, network: Network, sender: str
-    ) -> None:
+    def __init__(self, listener: VirtualListener, sent: _Sent, network: Network, sender: str) -> None:
         self.network = network
         self.sender = sender
-        self.port = request.url.port or 80
+        self.port = sent.port
         self._listener = listener
-        self._request = request
+        self._sent = sent
         self._send_body, self._body = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
         self._body_is_whole = False
         self._body_is_read = False
-        if body is not None:
-            self._send_body.send_nowait(body)
+        if isinstance(sent.body, bytes):
+            self._send_body.send_nowait(sent.body)
             self._body_is_whole = True
             self._send_body.close()
         self.started = trio.Event()
@@ -393,14 +454,14 @@ class _Cycle:
 
         Raises httpx.WriteError if it `breaks`.
         """
-        assert isinstance(self._request.stream, httpx.AsyncByteStream)
+        assert not isinstance(self._sent.body, bytes)
         left = self.network.draw(BREAKS_WITHIN_PIECES) if breaks else math.inf
         with trio.CancelScope() as sending, self._send_body:
             async with helper_tasks() as nursery:
                 nursery.start_soon(self._stop_when_started, sending)
-                async for piece in self._request.stream:
+                async for piece in self._sent.body:
                     if left <= 0:
-                        raise httpx.WriteError("the connection broke", request=self._request)
+                        raise httpx.WriteError("the connection broke")
                     left -= 1
                     await self.network.delay_piece(self.sender, self.port, len(piece))
                     await self._send_body.send(piece)
@@ -428,21 +489,20 @@ class _Cycle:
                 self.started.set()
 
     def _scope(self) -> dict[str, Any]:
-        url = self._request.url
-        path, _, query = url.raw_path.partition(b"?")
+        path, _, query = self._sent.raw_path.partition(b"?")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
-            "method": self._request.method,
+            "method": self._sent.method,
             "scheme": "http",
             "path": unquote(path.decode("ascii")),
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
+            "headers": self._sent.headers,
             "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", url.port or 80),
+            "server": ("127.0.0.1", self.port),
             "state": {"listener": self._listener.name},
             "extensions": {},
         }
@@ -474,15 +534,14 @@ class _Cycle:
 class _ResponseStream(httpx.AsyncByteStream):
     """The answer's body at the asking end."""
 
-    def __init__(self, cycle: _Cycle, timeout_s: float | None, request: httpx.Request, breaks_at: int | None) -> None:
+    def __init__(self, cycle: _Cycle, timeout_s: float, breaks_at: int | None) -> None:
         self._left = math.inf if breaks_at is None else breaks_at
         self._cycle = cycle
         self._timeout_s = timeout_s
-        self._request = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
-            with trio.move_on_after(_or_for_ever(self._timeout_s)) as limit:
+            with trio.move_on_after(self._timeout_s) as limit:
                 cycle = self._cycle
                 try:
                     piece = await cycle.pieces.receive()
@@ -490,21 +549,21 @@ class _ResponseStream(httpx.AsyncByteStream):
                     break
                 await cycle.network.delay_piece(cycle.port, cycle.sender, len(piece))
             if self._left <= 0:
-                raise httpx.ReadError("the connection broke", request=self._request)
+                raise httpx.ReadError("the connection broke")
             self._left -= 1
             if limit.cancelled_caught:
-                raise httpx.ReadTimeout("the answer stopped", request=self._request)
+                raise httpx.ReadTimeout("the answer stopped")
             yield piece
         if not self._cycle.is_whole:
-            raise httpx.ReadError("the peer hung up", request=self._request)
+            raise httpx.ReadError("the peer hung up")
 
     async def aclose(self) -> None:
         self._cycle.pieces.close()
 
 
-async def _time_out(after_s: float | None, kind: type[httpx.TimeoutException], request: httpx.Request) -> None:
-    await trio.sleep(_or_for_ever(after_s))
-    raise kind("nothing came back", request=request)
+async def _time_out(after_s: float, kind: type[httpx.TimeoutException]) -> None:
+    await trio.sleep(after_s)
+    raise kind("nothing came back")
 
 
 def _or_for_ever(timeout_s: float | None) -> float:

@@ -20,10 +20,10 @@ import trio.testing
 
 from peer.config import Address, Config
 from peer.node import Node
-from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, StartError, StoreError, Work
+from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpRequests, HttpServer, StartError, StoreError, Work
 from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.model import Promise
-from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualTransport
+from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualRequests, VirtualTransport
 from sim.pauses import MACHINE
 
 T = TypeVar("T")
@@ -118,6 +118,9 @@ class VirtualEnv:
 
     def http_transport(self) -> httpx.AsyncBaseTransport:
         return VirtualTransport(self._world.network, self._name)
+
+    def http_requests(self) -> HttpRequests:
+        return VirtualRequests(self._world.network, self._name)
 
     def http_server(self, app: AsgiApp) -> HttpServer:
         return VirtualHttpServer(self._world.network, app)

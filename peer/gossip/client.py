@@ -1,19 +1,23 @@
 """Requests to other peers over HTTP, and what can go wrong with them.
 
-httpx 0.28.1 on trio loses pool slots when requests are cancelled, so its own pool limit is off and each peer has a
-limiter of ours.
+What is asked and answered as a whole goes over connections of our own (`peer/world/outgoing.py`), which cost an upload
+least; what is streamed goes through httpx. httpx 0.28.1 on trio loses pool slots when requests are cancelled, so its
+own pool limit is off and each peer has a limiter of ours.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import httpx
 import trio
 
-from peer.world.env import Env
+from peer.config import Address, ConfigError
+from peer.world.env import Env, HttpRequest, RequestFailed
 from protocol import codec, messages
 from protocol.errors import ProtocolError
 from protocol.identity import Dot, Member, NodeId
@@ -47,11 +51,13 @@ class PeerClient:
 
     def __init__(self, env: Env, cluster_id: str, me: NodeId) -> None:
         self.cluster_id = cluster_id
+        self._headers = ((CLUSTER_HEADER, cluster_id), ("user-agent", f"minidfs/{env.version} ({me})"))
+        self._whole = env.http_requests()
         self._http = httpx.AsyncClient(
             transport=env.http_transport(),
             trust_env=False,
             follow_redirects=False,
-            headers={CLUSTER_HEADER: cluster_id, "user-agent": f"minidfs/{env.version} ({me})"},
+            headers=dict(self._headers),
             timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         )
         self._handing_on = trio.CapacityLimiter(HANDED_ON_MAX)
@@ -59,6 +65,7 @@ class PeerClient:
 
     async def aclose(self) -> None:
         """Close all connections."""
+        self._whole.close()
         await self._http.aclose()
 
     def places_taken(self, node_id: NodeId) -> int:
@@ -96,7 +103,11 @@ class PeerClient:
 
     async def push_chunk(self, peer: Member, chunk_hash: bytes, size: int, content: AsyncIterable[bytes]) -> None:
         """Stage a chunk at a peer; returns when it is synced there. Raises PeerUnreachable."""
-        await self._call(peer, "PUT", f"/peer/chunks/{chunk_hash.hex()}", content, {"content-length": str(size)})
+        url = f"http://{peer.address}/peer/chunks/{chunk_hash.hex()}"
+        with translated(peer.node_id):
+            async with self._limiter(peer.node_id):
+                response = await self._http.put(url, content=content, headers={"content-length": str(size)})
+        _check_accepted(peer, response.status_code, response.content)
 
     async def renew_chunks(self, peer: Member, hashes: Sequence[bytes]) -> Sequence[bytes]:
         """Have a peer keep chunks staged there; returns those it does not have (any more). Raises PeerUnreachable."""
@@ -167,22 +178,22 @@ class PeerClient:
         return response.status_code, answer
 
     async def _call(
-        self,
-        peer: Member,
-        method: str,
-        path: str,
-        body: bytes | AsyncIterable[bytes],
-        headers: dict[str, str] | None = None,
-        timeout_s: float | None = SILENCE_TIMEOUT_S,
+        self, peer: Member, method: str, target: str, body: bytes, timeout_s: float | None = SILENCE_TIMEOUT_S
     ) -> bytes:
-        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        url = f"http://{peer.address}{path}"
+        request = HttpRequest(
+            method=method,
+            target=target,
+            headers=self._headers,
+            body=body,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            silence_timeout_s=timeout_s,
+            answer_bytes_max=codec.MESSAGE_BYTES_MAX,
+        )
         with translated(peer.node_id):
             async with self._limiter(peer.node_id):
-                response = await self._http.request(method, url, content=body, headers=headers, timeout=timeout)
-            if response.status_code != httpx.codes.OK:
-                raise PeerUnreachable(f"{peer.node_id} refused: {said_in(response)}")
-            return response.content
+                answer = await self._whole.request(_parsed(peer.address), request)
+        _check_accepted(peer, answer.status, answer.content)
+        return answer.content
 
     @asynccontextmanager
     async def _stream(self, peer: Member, method: str, path: str) -> AsyncIterator[httpx.Response]:
@@ -207,15 +218,25 @@ def frame(raw: bytes) -> bytes:
     return len(raw).to_bytes(4, "big") + raw
 
 
-def said_in(response: httpx.Response) -> str:
+def said_in(status: int, content: bytes) -> str:
     """The sentence in a peer's refusal, or its status when there is none we can read."""
     try:
-        sentence = response.json()["error"]
+        sentence = json.loads(content)["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
         sentence = None
     if not isinstance(sentence, str) or not sentence.isprintable():
-        return f"status {response.status_code}"
+        return f"status {status}"
     return sentence[:SENTENCE_CHARS_MAX]
+
+
+def _check_accepted(peer: Member, status: int, content: bytes) -> None:
+    if status != httpx.codes.OK:
+        raise PeerUnreachable(f"{peer.node_id} refused: {said_in(status, content)}")
+
+
+@lru_cache(maxsize=1024)
+def _parsed(address: str) -> Address:
+    return Address.parse(address)
 
 
 async def _frames(peer: Member, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -240,7 +261,7 @@ def translated(peer: str) -> Iterator[None]:
     """Errors of HTTP, and of the network under it, as ours; UnicodeError is what becomes of a name that can be none."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RequestFailed, ConfigError, UnicodeError) as error:
         raise PeerUnreachable(f"{peer} cannot be reached: {error or type(error).__name__}") from error
 
 

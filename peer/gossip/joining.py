@@ -40,7 +40,7 @@ async def join(env: Env, address: Address, cluster_id: str, me: Member | None) -
             f"{address} belongs to no cluster yet; if none of them does, start one of them without --join to found one"
         )
     if response.status_code != httpx.codes.OK:
-        raise PeerUnreachable(f"{address} refused: {said_in(response)}")
+        raise PeerUnreachable(f"{address} refused: {said_in(response.status_code, response.content)}")
     try:
         return messages.decode_join(response.content)
     except MalformedMessage as error:

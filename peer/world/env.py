@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from enum import Enum, auto
 from random import Random
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -180,6 +181,48 @@ class Listener(Protocol):
         """Refuse new connections at once; running requests go on. Another thread may call it too."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRequest:
+    """A request whose body is there as a whole, and whose answer will be."""
+
+    method: str
+    target: str
+    """Path and query, escaped."""
+    headers: tuple[tuple[str, str], ...]
+    """Besides `host` and `content-length`."""
+    body: bytes
+    connect_timeout_s: float
+    silence_timeout_s: float | None
+    """How long nothing may move; None for ever."""
+    answer_bytes_max: int
+    """Of its body; a longer one is a failure."""
+
+
+class HttpAnswer(NamedTuple):
+    """What came back, whatever its status."""
+
+    status: int
+    content: bytes
+
+
+class RequestFailed(Exception):
+    """No whole answer came back; whether the request was carried out is unknown."""
+
+
+class HttpRequests(Protocol):
+    """Sends whole requests, over connections it keeps."""
+
+    async def request(self, address: Address, request: HttpRequest) -> HttpAnswer:
+        """Ask, and wait for the answer.
+
+        When a kept connection turns out to be closed the request is sent once more: it must do no harm to carry it out
+        twice. Raises RequestFailed.
+        """
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+
+
 class HttpServer(Protocol):
     """Serves one app on any number of ports."""
 
@@ -215,7 +258,10 @@ class Env(Protocol):
         """Bind a datagram socket. Raises StartError when the port is taken."""
 
     def http_transport(self) -> httpx.AsyncBaseTransport:
-        """What carries this peer's requests to other peers."""
+        """What carries this peer's requests to other peers, streamed ones too."""
+
+    def http_requests(self) -> HttpRequests:
+        """What carries this peer's whole requests to other peers, for less."""
 
     def http_server(self, app: AsgiApp) -> HttpServer:
         """A server for this peer's app."""

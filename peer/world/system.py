@@ -21,7 +21,8 @@ import trio
 
 from peer.config import Address
 from peer.world.disk import SystemDisk
-from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpServer, Work
+from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpRequests, HttpServer, Work
+from peer.world.outgoing import SystemRequests
 from peer.world.sockets import SystemDatagrams, SystemHttpServer, bound, shares_ports
 
 T = TypeVar("T")
@@ -118,6 +119,9 @@ class SystemEnv:
     def http_transport(self) -> httpx.AsyncBaseTransport:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEEP_ALIVE_CONNECTIONS)
         return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+
+    def http_requests(self) -> HttpRequests:
+        return SystemRequests()
 
     def http_server(self, app: AsgiApp) -> HttpServer:
         return SystemHttpServer(app)
