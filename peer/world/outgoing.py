@@ -134,7 +134,7 @@ class _Connection:
                 silence.deadline = trio.current_time() + silence_s
                 with suppress(BlockingIOError):
                     answer.feed(self._recv(answer))
-            return HttpAnswer(answer.status(), answer.content()), answer.leaves_open()
+            return HttpAnswer(answer.status(), answer.content()), answer.leaves_open
         raise TimeoutError(f"nothing came back for {silence_s:g} s")
 
     async def _send(self, raw: bytes, silence: trio.CancelScope, silence_s: float) -> None:
@@ -171,6 +171,8 @@ class _Answer:
         self._pieces: list[bytes] = []
         self.has_begun = False
         self.is_whole = False
+        self.leaves_open = False
+        """Whether the peer keeps the connection open behind this answer."""
 
     def on_body(self, piece: bytes) -> None:
         self._left -= len(piece)
@@ -179,6 +181,8 @@ class _Answer:
 
     def on_message_complete(self) -> None:
         self.is_whole = True
+        # The parser knows only here.
+        self.leaves_open = self._parser.should_keep_alive()
 
     def feed(self, received: bytes) -> None:
         """Take in what came, b"" when nothing more will. Raises ConnectionError when it is no answer, or too long."""
@@ -197,7 +201,3 @@ class _Answer:
 
     def content(self) -> bytes:
         return b"".join(self._pieces)
-
-    def leaves_open(self) -> bool:
-        """Whether the peer keeps the connection open behind this answer."""
-        return self._parser.should_keep_alive()
