@@ -9,7 +9,8 @@ lack it, and which chunks on this disk are still needed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from peer.store.incoming import Incoming
@@ -24,15 +25,19 @@ from peer.store.rows import (
     raw_log_after,
     select_holds,
     select_puts,
+    select_puts_of,
     unreadable_rows,
 )
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
-from protocol.identity import Dot, NodeId, Origin, VersionVector, ms_of_stamp
+from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector, ms_of_stamp
 from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id
 from protocol.placement import partition_of
 from protocol.store import show_order
 
 COMPLETED_SHOWN_MS = 24 * 3600 * 1000
+
+RECENT_PUTS_MAX = 4096
+"""Of those added last, remembered with their rows: nearly all that is asked for is one of them."""
 
 Targets = Callable[[int, int], Sequence[NodeId]]
 """Of a partition and a number of copies, the peers that should hold its files."""
@@ -62,6 +67,9 @@ class SqliteStore:
         self._incoming = Incoming(connection)
         self.unused_files: list[str] = []
         """Chunk files whose rows this transaction removed; they may go once it is committed."""
+        self._recent: OrderedDict[Dot, tuple[int, Put]] = OrderedDict()
+        self._deficits: dict[int, dict[int, int]] = {}
+        """Of puts added in this transaction, by row: the targets that lack them, by item. Some get it in here too."""
         self.reload()
 
     # --- what is kept in memory too ---
@@ -79,6 +87,9 @@ class SqliteStore:
                 "SELECT id, node, epoch, seen, floor, floor_hash FROM origins ORDER BY id"
             )
         }
+        self._origin_of = {row.id: origin for origin, row in self._origins.items()}
+        self._recent.clear()
+        self._deficits.clear()
         self._has_given_up = self._look_for_given_up()
         self._changed: dict[Origin, None] = {}
         found = execute("SELECT value FROM meta WHERE key = 'state_sum'").fetchone()
@@ -94,6 +105,9 @@ class SqliteStore:
                 (row.seen, row.floor, row.floor_hash, row.id),
             )
         self._changed.clear()
+        for put_row, items in self._deficits.items():
+            self._write_deficits(put_row, items)
+        self._deficits.clear()
         if self._sum != self._stored_sum:
             self.connection.execute("REPLACE INTO meta VALUES ('state_sum', ?)", (f"{self._sum:032x}",))
             self._stored_sum = self._sum
@@ -114,6 +128,7 @@ class SqliteStore:
                 (self.node_row(origin.node_id), origin.epoch),
             )
             found = self._origins[origin] = _OriginRow(_row_id(cursor), 0, 0, NO_LOG)
+            self._origin_of[found.id] = origin
         return found
 
     # --- log ---
@@ -192,16 +207,19 @@ class SqliteStore:
 
     def put_row(self, dot: Dot) -> tuple[int, Put] | None:
         """Row id and put of a live dot."""
-        origin = self._origins.get(dot.origin)
-        if origin is None:
-            return None
-        return next(select_puts(self.connection, "WHERE puts.origin = ? AND puts.seq = ?", origin.id, dot.seq), None)
+        recent = self._recent.get(dot)
+        if recent is not None:
+            return recent
+        return next(self._puts("WHERE origin = ? AND seq = ?", *self._key(dot)), None)
+
+    def _puts(self, condition: str, *values: object) -> Iterator[tuple[int, Put]]:
+        return select_puts_of(self.connection, self._origin_of, condition, *values)
 
     def hold_at(self, dot: Dot) -> Hold | None:
         return next(self._holds("WHERE holds.origin = ? AND holds.seq = ?", *self._key(dot)), None)
 
     def puts_of(self, file_key: str) -> list[Put]:
-        found = (put for _, put in select_puts(self.connection, "WHERE puts.file_key = ?", file_key))
+        found = (put for _, put in self._puts("WHERE file_key = ?", file_key))
         return sorted(found, key=show_order)
 
     def puts_with(self, sha256: bytes) -> list[Put]:
@@ -210,8 +228,23 @@ class SqliteStore:
         return [put for _, put in select_puts(self.connection, condition, sha256)]
 
     def holds_of(self, put: Dot) -> list[Hold]:
-        found = self._holds("WHERE puts.origin = ? AND puts.seq = ?", *self._key(put))
-        return sorted(found, key=lambda hold: hold.dot)
+        row = self._put_row_id(put)
+        if row is None:
+            return []
+        found = self.connection.execute("SELECT origin, seq, stamp, recovered FROM holds WHERE put = ?", (row,))
+        holds = (
+            Hold(Dot(self._origin_of[origin], seq), Stamp(stamp), put, bool(recovered))
+            for origin, seq, stamp, recovered in found
+        )
+        return sorted(holds, key=lambda hold: hold.dot)
+
+    def _put_row_id(self, put: Dot) -> int | None:
+        recent = self._recent.get(put)
+        if recent is not None:
+            return recent[0]
+        query = "SELECT id FROM puts WHERE origin = ? AND seq = ?"
+        found: tuple[int] | None = self.connection.execute(query, self._key(put)).fetchone()
+        return found[0] if found else None
 
     def holds_from(self, origin: Origin, up_to: int) -> list[Hold]:
         row, seq = self._key(Dot(origin, up_to))
@@ -264,19 +297,28 @@ class SqliteStore:
                 is_shown,
             ),
         )
-        self._queue_deficits(_row_id(cursor), put, self.targets(partition, manifest.copies))
+        row_id = _row_id(cursor)
+        self._recent[put.dot] = row_id, put
+        if len(self._recent) > RECENT_PUTS_MAX:
+            self._recent.popitem(last=False)
+        targets = self.targets(partition, manifest.copies)
+        self._deficits[row_id] = {item_id(put.dot, target): self.node_row(target) for target in targets}
 
     def _shown_version(self, file_key: str) -> tuple[int, Put] | None:
-        return next(select_puts(self.connection, "WHERE puts.file_key = ? AND puts.shown", file_key), None)
+        return next(self._puts("WHERE file_key = ? AND shown", file_key), None)
 
     def _queue_deficits(self, put_row: int, put: Put, targets: Iterable[NodeId]) -> None:
+        self._write_deficits(put_row, {item_id(put.dot, target): self.node_row(target) for target in targets})
+
+    def _write_deficits(self, put_row: int, items: Mapping[int, int]) -> None:
         self.connection.executemany(
             "REPLACE INTO queue (id, put, target, status) VALUES (?, ?, ?, 'PENDING')",
-            [(item_id(put.dot, target), put_row, self.node_row(target)) for target in targets],
+            [(item, put_row, target) for item, target in items.items()],
         )
 
     def requeue(self, put_row: int, put: Put) -> None:
         """Make the queue say which targets lack this put, after its targets have changed."""
+        self._deficits.pop(put_row, None)
         self.connection.execute("DELETE FROM queue WHERE put = ? AND status = 'PENDING'", (put_row,))
         holders = {hold.holder for hold in self.holds_of(put.dot)}
         targets = self.targets(partition_of(put.manifest.file_key), put.manifest.copies)
@@ -287,21 +329,20 @@ class SqliteStore:
         self.connection.execute("DELETE FROM queue WHERE completed_at_ms < ?", (before_ms,))
 
     def _add_hold(self, hold: Hold) -> None:
-        origin, seq = self._key(hold.put)
-        (put_row,) = self.connection.execute(
-            "SELECT id FROM puts WHERE origin = ? AND seq = ?", (origin, seq)
-        ).fetchone()
+        put_row = self._put_row_id(hold.put)
+        assert put_row is not None, "the caller has looked"
         self.connection.execute(
             "INSERT INTO holds VALUES (?, ?, ?, ?, ?)",
             (self._origin_row(hold.dot.origin).id, hold.dot.seq, put_row, hold.stamp, hold.recovered),
         )
         item = item_id(hold.put, hold.holder)
+        is_unwritten = self._deficits.get(put_row, {}).pop(item, None) is not None
         if hold.recovered:
             self.connection.execute(
                 "REPLACE INTO queue VALUES (?, ?, ?, 'COMPLETED', ?)",
                 (item, put_row, self.node_row(hold.holder), ms_of_stamp(hold.stamp)),
             )
-        else:
+        elif not is_unwritten:
             self.connection.execute("DELETE FROM queue WHERE id = ?", (item,))
 
     def remove(self, op: LiveOp) -> None:
@@ -318,7 +359,9 @@ class SqliteStore:
             return
         put_row, put = found
         targets = self.targets(partition_of(put.manifest.file_key), put.manifest.copies)
-        self.connection.execute("DELETE FROM queue WHERE id = ?", (item_id(put.dot, hold.holder),))
+        item = item_id(put.dot, hold.holder)
+        self._deficits.get(put_row, {}).pop(item, None)
+        self.connection.execute("DELETE FROM queue WHERE id = ?", (item,))
         self._queue_deficits(put_row, put, [target for target in targets if target == hold.holder])
 
     def _remove_put(self, put: Put) -> None:
@@ -329,6 +372,8 @@ class SqliteStore:
         if kept:
             self.release(row_id, put.manifest.chunks or ())
         self.connection.execute("DELETE FROM puts WHERE id = ?", (row_id,))
+        self._recent.pop(put.dot, None)
+        self._deficits.pop(row_id, None)
         remaining = self.puts_of(put.manifest.file_key) if was_shown else []
         if remaining:
             origin, seq = self._key(remaining[-1].dot)
@@ -336,6 +381,7 @@ class SqliteStore:
 
     def remove_unreadable(self) -> None:
         """Remove live ops whose rows no longer say what an op can say."""
+        self._recent.clear()
         puts, holds = unreadable_rows(self.connection)
         self.connection.executemany("DELETE FROM holds WHERE put = ?", [(row_id,) for row_id in puts])
         self.connection.executemany("DELETE FROM puts WHERE id = ?", [(row_id,) for row_id in puts])
@@ -405,12 +451,13 @@ class SqliteStore:
 
     def mark_held(self, put_row: int, chunks: Sequence[Chunk]) -> None:
         """This disk has the content of a put, all of it: its chunks, whose rows are there, are kept for it."""
-        self.connection.execute("UPDATE puts SET held = 1 WHERE id = ?", (put_row,))
-        changed = self.connection.execute("UPDATE puts SET kept = 1 WHERE id = ? AND NOT kept", (put_row,)).rowcount
-        if changed:
+        kept_now = "UPDATE puts SET held = 1, kept = 1 WHERE id = ? AND NOT kept"
+        if self.connection.execute(kept_now, (put_row,)).rowcount:
             self.connection.executemany(
                 "UPDATE chunks SET refs = refs + 1 WHERE hash = ?", [(chunk_hash,) for chunk_hash in _distinct(chunks)]
             )
+        else:
+            self.connection.execute("UPDATE puts SET held = 1 WHERE id = ? AND NOT held", (put_row,))
 
     def unmark_held(self, put_row: int) -> None:
         """This disk has not all of a put's content any more; what it has is kept until it is whole again."""
