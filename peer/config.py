@@ -91,7 +91,7 @@ class Config:
     """Set aside on the disk, so that files can still be deleted when it is full; 0 for nothing."""
     shutdown_grace_s: float = 10.0
     """Requests that run when a peer is told to stop may finish for this long."""
-    inline_bytes_max: int = 32 * 1024
+    inline_bytes_max: int = 256 * 1024
     """Chunks up to this size live in the database; larger ones are files (measured: docs/decisions.md)."""
     chunk_bytes_max: int = 8 * 1024 * 1024
     file_bytes_max: int = 1 << 40

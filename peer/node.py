@@ -278,7 +278,7 @@ class Node:
             others=others,
             gossip=gossip,
             exchanger=exchanger,
-            answering=Answering(env, config, here, others, exchanger, whole_states, forks, gossip.learn),
+            answering=Answering(env, here, others, exchanger, whole_states, forks, gossip.learn),
             whole_states=whole_states,
             forks=forks,
             fetching=fetching,

@@ -27,6 +27,8 @@ LOG_HASHES_MAX = 1_000_000
 """Of one log in one message."""
 HASHES_MAX = 1024
 """Of chunks named in one message."""
+SMALL_CHUNK_BYTES_MAX = 1024 * 1024
+"""Of a chunk whose content is part of a message, however few bytes either peer keeps in its database."""
 STATUS_CHARS_MAX = 32
 ERROR_CHARS_MAX = 65_536
 

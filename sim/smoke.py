@@ -17,7 +17,7 @@ from sim.world import World, run_world
 OPERATIONS_S = 60.0
 CRASH_AT_S = 20.0
 RETURN_AT_S = 35.0
-SIZES = (0, 1, 200, 4096, 32 * 1024, 32 * 1024 + 1, 300_000)
+SIZES = (0, 1, 200, 4096, 256 * 1024, 256 * 1024 + 1, 300_000)
 
 
 class Workload:

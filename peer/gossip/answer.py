@@ -11,7 +11,6 @@ from functools import partial
 
 from blake3 import blake3
 
-from peer.config import Config
 from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger, Learn
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
@@ -20,6 +19,7 @@ from peer.store.chunk_files import FreshChunk
 from peer.store.holding import Holding
 from peer.store.rows import ChunkRow
 from peer.world.env import Env, StoreError, Work
+from protocol import messages
 from protocol.codec import decode_op, dots_in
 from protocol.errors import MalformedMessage
 from protocol.forks import fingerprints_for, fingerprints_of_all
@@ -50,7 +50,6 @@ class Answering:
     def __init__(
         self,
         env: Env,
-        config: Config,
         here: Holding,
         others: Peers,
         exchanger: Exchanger,
@@ -60,7 +59,6 @@ class Answering:
     ) -> None:
         self._forks = forks
         self._env = env
-        self._config = config
         self._here = here
         self._others = others
         self._exchanger = exchanger
@@ -124,7 +122,7 @@ class Answering:
         """The chunks in the message. Raises MalformedMessage."""
         contents: dict[bytes, FreshChunk] = {}
         for content in request.chunks if request.hold else ():
-            if len(content) > self._config.inline_bytes_max:
+            if len(content) > messages.SMALL_CHUNK_BYTES_MAX:
                 raise MalformedMessage(f"a chunk of {len(content)} bytes inside a message")
             chunk_hash = blake3(content).digest()
             contents[chunk_hash] = FreshChunk(chunk_hash, len(content), None, content)

@@ -13,7 +13,7 @@ import trio
 from sim.chaos.scene import Scene, pause, version_of
 from sim.model import FileModel, Promise, PromiseBroken, Version
 
-SIZES = (0, 1, 4096, 32 * 1024, 32 * 1024 + 1, 1024 * 1024, 9 * 1024 * 1024)
+SIZES = (0, 1, 4096, 256 * 1024, 256 * 1024 + 1, 1024 * 1024, 9 * 1024 * 1024)
 WEIGHTS = (1, 2, 6, 4, 4, 4, 1)
 """Of the sizes: at the edges of what lies in the database and of a chunk; few large ones, which are mostly waiting."""
 
