@@ -24,6 +24,9 @@ Fingerprints = Mapping[Dot, bytes]
 FINGERPRINTS_MAX = 100_000
 """In one message; of more logs than that some are not compared."""
 
+NamedDots = tuple[Dot, Sequence[Dot]]
+"""The dot of an op, and those it names."""
+
 HashAt = Callable[[Dot], bytes | None]
 
 OWN_ORIGINS_MAX = 8
@@ -31,7 +34,7 @@ OWN_ORIGINS_MAX = 8
 
 
 def fingerprints_for(
-    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[tuple[Dot, Sequence[Dot]]]
+    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[NamedDots]
 ) -> Fingerprints:
     """What to say of our logs to a peer that stands at `their_vv`, with ops of these dots, which name those, for it.
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from protocol import catalog, forks
 from protocol.catalog import Verdict
-from protocol.codec import encode_op, root_of
+from protocol.codec import root_of
 from protocol.forks import Fingerprints
 from protocol.identity import (
     EPOCH_BITS,
@@ -222,7 +222,7 @@ class Replica:
         """
         if not covers_all(their_vv, self.store.floors()):
             return None
-        return cut_suffix(map(encode_op, self.store.log_after(their_vv)), bytes_max)
+        return cut_suffix(self.store.raw_log_after(their_vv), bytes_max)
 
     def truncate(self, cut: VersionVector) -> None:
         """Forget the logs up to `cut`, as far as they were applied here."""

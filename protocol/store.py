@@ -42,6 +42,9 @@ class Store(Protocol):
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
         """The logged ops `vv` does not cover, in order of arrival."""
 
+    def raw_log_after(self, vv: VersionVector) -> Iterator[bytes]:
+        """The same, encoded."""
+
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
         """Take this origin's ops behind `seq` out of the log and the version vector; they are returned in order.
 
@@ -161,6 +164,9 @@ class MemoryStore:
 
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
         return (op for op in list(self._log) if op.dot.seq > vv.get(op.dot.origin, 0))
+
+    def raw_log_after(self, vv: VersionVector) -> Iterator[bytes]:
+        return map(encode_op, self.log_after(vv))
 
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
         taken = [op for op in self._log if op.dot.origin == origin and op.dot.seq > seq]

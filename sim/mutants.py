@@ -97,8 +97,8 @@ MUTANTS = (
         "suffix-by-origin-and-seq",
         "Ops travel in the order of their dots and not of their arrival.",
         REPLICA_FILE,
-        "map(encode_op, self.store.log_after(their_vv))",
-        "map(encode_op, sorted(self.store.log_after(their_vv), key=lambda op: op.dot))",
+        "self.store.raw_log_after(their_vv)",
+        "sorted(self.store.raw_log_after(their_vv), reverse=True)",
     ),
     Mutant(
         "suffix-from-below-the-floor",

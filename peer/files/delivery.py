@@ -42,9 +42,9 @@ class Deliveries:
         self._others = others
         self._exchanger = exchanger
 
-    def pusher(self, target: NodeId) -> Pusher:
-        """What stages chunks at a target; to be run."""
-        return Pusher(self._env, self._config, self._here, self._others, target)
+    def pusher(self, target: NodeId, nursery: trio.Nursery) -> Pusher:
+        """What stages an upload's chunks at a target, by a task in this nursery."""
+        return Pusher(self._env, self._config, self._here, self._others, target, nursery)
 
     async def stage(
         self,
@@ -72,11 +72,9 @@ class Deliveries:
             if not spare:
                 why = "; ".join(pusher.error for pusher in pushers.values() if pusher.error)
                 raise TooFewCopies(f"too few peers can take a copy, so nothing was stored; try again later ({why})")
-            asked = [self.pusher(node_id) for node_id in spare[:missing]]
+            asked = [self.pusher(node_id, nursery) for node_id in spare[:missing]]
             del spare[:missing]
-            for pusher in asked:
-                pushers[pusher.target] = pusher
-                nursery.start_soon(pusher.run)
+            pushers.update((pusher.target, pusher) for pusher in asked)
 
     def _ranked(self, file_key: str) -> list[NodeId]:
         """All other peers worth asking, in the order in which they would be targets."""
@@ -88,6 +86,26 @@ class Deliveries:
 
         Never fails: the put is written, and nothing may make it look as if it were not.
         """
+        others = [target for target in targets if target != self._here.me]
+        if all(pusher.is_idle for pusher in pushers.values()):
+            deliveries = await self._deliver_small(others, put, pushers)
+        else:
+            deliveries = await self._deliver_large(others, put, pushers)
+        failed = [delivery for delivery in deliveries if delivery.error]
+        return deliveries + (await self._stand_in(put, failed, pushers) if failed else [])
+
+    async def _deliver_small(
+        self, targets: Sequence[NodeId], put: Put, pushers: Mapping[NodeId, Pusher]
+    ) -> list[Delivery]:
+        """Deliver what goes along with the exchanges themselves: a task for each would cost as much as the rest."""
+        begun = [(target, self._exchanger.begin(target, put.dot)) for target in targets if target in pushers]
+        outcomes = {target: await self._exchanger.outcome(wait) for target, wait in begun}
+        return [Delivery(target, outcomes.get(target, _missed(target))) for target in targets]
+
+    async def _deliver_large(
+        self, targets: Sequence[NodeId], put: Put, pushers: Mapping[NodeId, Pusher]
+    ) -> list[Delivery]:
+        """Deliver what has chunks that were staged before."""
         deliveries: dict[NodeId, Delivery] = {}
 
         async def deliver(target: NodeId) -> None:
@@ -95,10 +113,8 @@ class Deliveries:
 
         async with trio.open_nursery() as nursery:
             for target in targets:
-                if target != self._here.me:
-                    nursery.start_soon(deliver, target)
-        ordered = [deliveries[target] for target in targets if target in deliveries]
-        return ordered + await self._stand_in(put, [delivery for delivery in ordered if delivery.error], pushers)
+                nursery.start_soon(deliver, target)
+        return [deliveries[target] for target in targets]
 
     async def _stand_in(self, put: Put, failed: Sequence[Delivery], pushers: Mapping[NodeId, Pusher]) -> list[Delivery]:
         targets = self._others.placement.targets_of(put.manifest.file_key, put.manifest.copies)
@@ -125,32 +141,26 @@ class Deliveries:
         """Bring a file that is here to a peer that may not have been offered its chunks while they arrived."""
         if pusher is not None:
             return await self._deliver_to(node_id, put, pusher)
-        pusher = self.pusher(node_id)
-        try:
-            for chunk in put.manifest.chunks or ():
-                row = self._here.chunks.row(chunk.hash)
-                if row is not None and row.serial is not None:
-                    pusher.offer(FreshChunk(chunk.hash, chunk.size, row.serial, None))
-        except StoreError as error:
-            return Delivery(node_id, str(error))
         async with helper_tasks() as nursery:
-            nursery.start_soon(pusher.run)
+            pusher = self.pusher(node_id, nursery)
+            try:
+                for chunk in put.manifest.chunks or ():
+                    row = self._here.chunks.row(chunk.hash)
+                    if row is not None and row.serial is not None:
+                        pusher.offer(FreshChunk(chunk.hash, chunk.size, row.serial, None))
+            except StoreError as error:
+                return Delivery(node_id, str(error))
             return await self._deliver_to(node_id, put, pusher)
 
     async def _deliver_to(self, target: NodeId, put: Put, pusher: Pusher | None) -> Delivery:
         if pusher is None:
-            return Delivery(target, f"{target} is down; it gets the file when it is back")
-        pusher.close()
-        await pusher.done.wait()
-        if pusher.error is not None:
-            return Delivery(target, pusher.error)
-        error = await self._exchanger.exchange_patiently(target, put.dot)
-        try:
-            if error is None and target not in self._here.holders(put.dot):
-                error = f"{target} has heard of the file and will fetch it"
-        except StoreError as failure:
-            error = str(failure)
-        return Delivery(target, error)
+            return Delivery(target, _missed(target))
+        error = await pusher.finish()
+        return Delivery(target, error or await self._exchanger.exchange_patiently(target, put.dot))
+
+
+def _missed(target: NodeId) -> str:
+    return f"{target} is down; it gets the file when it is back"
 
 
 async def _staged_at(pushers: Iterable[Pusher], wanted: int) -> int:

@@ -20,23 +20,30 @@ from peer.world.env import Env, StoreError, Work
 from protocol.identity import Member, NodeId
 from protocol.messages import HASHES_MAX
 
+_Channel = tuple[trio.MemorySendChannel[FreshChunk | trio.Event], trio.MemoryReceiveChannel[FreshChunk | trio.Event]]
+
 RENEW_EVERY_S = STAGED_FOR_S / 4
 """So that a lease outlives a few renewals that got lost."""
 
 
 class Pusher:
-    """Stages chunks of one upload at one target, in the order in which they are offered."""
+    """Stages chunks of one upload at one target, in the order in which they are offered.
 
-    def __init__(self, env: Env, config: Config, here: Holding, others: Peers, target: NodeId) -> None:
+    Its task, in the upload's nursery, begins with the first of them: most uploads are small, and have none.
+    """
+
+    def __init__(
+        self, env: Env, config: Config, here: Holding, others: Peers, target: NodeId, nursery: trio.Nursery
+    ) -> None:
         self._env = env
         self._config = config
         self._here = here
         self._others = others
         self.target = target
-        # References only: the bytes are on the disk, and a file has a bounded number of chunks.
-        self._send, self._receive = trio.open_memory_channel[FreshChunk | trio.Event](2**20)
+        self._nursery = nursery
+        self._channel: _Channel | None = None
         self._marks: list[trio.Event] = []
-        self.done = trio.Event()
+        self._done = trio.Event()
         self.error: str | None = None
         self._offered: dict[bytes, None] = {}
         self._pushed: dict[bytes, FreshChunk] = {}
@@ -46,18 +53,35 @@ class Pusher:
         """Have this chunk staged too; of equal ones one is enough."""
         if self.error is None and chunk.hash not in self._offered:
             self._offered[chunk.hash] = None
-            self._send.send_nowait(chunk)
+            self._line.send_nowait(chunk)
 
-    def close(self) -> None:
-        """Nothing more will be offered."""
-        self._send.close()
+    @property
+    def _line(self) -> trio.MemorySendChannel[FreshChunk | trio.Event]:
+        """What waits to be staged; the task that stages it is started with it."""
+        if self._channel is None:
+            # References only: the bytes are on the disk, and a file has a bounded number of chunks.
+            self._channel = trio.open_memory_channel[FreshChunk | trio.Event](2**20)
+            self._nursery.start_soon(self._run, self._channel[1])
+        return self._channel[0]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was ever offered."""
+        return self._channel is None
+
+    async def finish(self) -> str | None:
+        """Offer nothing more, and wait until all is staged; what went wrong, or None."""
+        if self._channel is not None:
+            self._channel[0].close()
+            await self._done.wait()
+        return self.error
 
     async def staged(self) -> str | None:
         """Wait until the target has all that was offered, synced, and says so now; what went wrong, or None."""
         mark = trio.Event()
         self._marks.append(mark)
         if self.error is None:
-            self._send.send_nowait(mark)
+            self._line.send_nowait(mark)
             await mark.wait()
         if self.error is None:
             with trio.move_on_after(PATIENCE_MAX * self._config.target_timeout_s) as patience:
@@ -73,12 +97,12 @@ class Pusher:
         except PeerUnreachable as error:
             self.error = str(error)
 
-    async def run(self) -> None:
+    async def _run(self, line: trio.MemoryReceiveChannel[FreshChunk | trio.Event]) -> None:
         """Stage what is offered, and renew the leases on it, until closed or something fails."""
         try:
             async with helper_tasks() as nursery:
                 nursery.start_soon(self._renew_leases)
-                async for item in self._receive:
+                async for item in line:
                     if self._is_off:
                         break
                     if isinstance(item, trio.Event):
@@ -89,7 +113,7 @@ class Pusher:
         except (PeerUnreachable, StoreError) as error:
             self.error = str(error)
         finally:
-            self.done.set()
+            self._done.set()
             for mark in self._marks:
                 mark.set()
 
@@ -120,13 +144,12 @@ class Pusher:
         chunk = self._pushed.pop(chunk_hash, None)
         with suppress(trio.ClosedResourceError):
             if chunk is not None:
-                self._send.send_nowait(chunk)
+                self._line.send_nowait(chunk)
 
     async def call_off(self) -> None:
         """Stage no more, and have the target let go of what was staged: the put will not come."""
         self._is_off = True
-        self.close()
-        await self.done.wait()
+        await self.finish()
         hashes = list(self._pushed)
         for start in range(0, len(hashes), HASHES_MAX):
             with suppress(PeerUnreachable):

@@ -21,7 +21,7 @@ from peer.gossip.peers import Peers
 from peer.store.chunk_files import FreshChunk
 from peer.store.holding import Holding
 from peer.tasks import helper_tasks
-from peer.world.env import Env
+from peer.world.env import Env, NoSpace
 from protocol.identity import NodeId
 from protocol.ops import Manifest, Put
 
@@ -65,9 +65,9 @@ class Uploads:
         file_key = new.file_key or self.new_file_key()
         targets = self._others.placement.targets_of(file_key, new.copies)
         async with helper_tasks() as nursery:
-            pushers = {target: self._deliveries.pusher(target) for target in self._others.worth_asking(targets)}
-            for pusher in pushers.values():
-                nursery.start_soon(pusher.run)
+            pushers = {
+                target: self._deliveries.pusher(target, nursery) for target in self._others.worth_asking(targets)
+            }
             put = await self._store(new, file_key, pieces, pushers, nursery)
             deliveries = await self._deliveries.deliver(put, targets, pushers)
         # Not whom the catalog has for holders: of a put that was there before, one may have lost its disk since.
@@ -110,6 +110,8 @@ class Uploads:
             return await self._commit(intake, new, file_key)
         except BaseException as error:
             await intake.discard()
+            if isinstance(error, NoSpace):
+                await self._here.database.use_last_room()
             if isinstance(error, Exception):
                 await self._call_off(pushers.values())
             raise

@@ -7,10 +7,9 @@ single round trip, and a single commit at either end, carries many uploads. `pee
 from __future__ import annotations
 
 import logging
-import sqlite3
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NoReturn
 
 import trio
@@ -20,14 +19,15 @@ from peer.gossip.client import PeerUnreachable
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
+from peer.store.database import Committed
 from peer.store.holding import Holding
 from peer.store.rows import find_log_hash, raw_log_after
-from peer.tasks import Keeper, helper_tasks
+from peer.tasks import Keeper
 from peer.worker import Worker
 from peer.world.env import Env, StoreError
 from protocol.codec import decode_op, dots_in
 from protocol.errors import MalformedMessage
-from protocol.forks import Fingerprints, fingerprints_for
+from protocol.forks import Fingerprints, NamedDots, fingerprints_for
 from protocol.identity import Dot, Member, NodeId, Origin, VersionVector, covers, covers_all
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Op
@@ -66,6 +66,18 @@ class _Turn:
     error: PeerUnreachable | StoreError | None = None
     unasked: Sequence[Dot] = ()
     """Puts that the peer could not be asked to hold."""
+    held: Sequence[Dot] = ()
+    """Puts that the peer holds, as the catalog has it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Somebody waits for an exchange that was begun."""
+
+    node_id: NodeId
+    hold: Dot | None
+    turn: _Turn
+    since_s: float
 
 
 class Exchanger(Worker):
@@ -147,29 +159,43 @@ class Exchanger(Worker):
         """
         return await self.link(node_id).exchange(hold)
 
-    async def exchange_patiently(self, node_id: NodeId, hold: Dot | None = None) -> str | None:
-        """Exchange with a peer for as long as it gives signs of life; what went wrong, or None."""
-        patience = trio.CancelScope(deadline=self._env.clock.now() + self._config.target_timeout_s)
-        async with helper_tasks() as nursery:
-            nursery.start_soon(self._extend, patience, node_id)
-            with patience:
-                try:
-                    if await self.exchange(node_id, hold):
-                        return None
-                except (PeerUnreachable, StoreError) as error:
-                    return str(error)
-                return f"{node_id} is taking over what it has missed; it gets the file with it"
-        return f"{node_id} did not answer in time; it gets the file as soon as it can"
+    def begin(self, node_id: NodeId, hold: Dot | None = None) -> Wait:
+        """Have an exchange with a peer start soon that asks it to hold a put; `outcome` waits for it."""
+        return Wait(node_id, hold, self.link(node_id).wake(hold), self._env.clock.now())
 
-    async def _extend(self, patience: trio.CancelScope, node_id: NodeId) -> None:
-        """Give a busy peer that still answers probes more time than one that may be gone."""
-        config, clock = self._config, self._env.clock
-        limit = clock.now() + PATIENCE_MAX * config.target_timeout_s
-        while True:
-            await trio.sleep(config.target_timeout_s / 4)
-            heard_at = self._others.membership.heard_at(node_id)
-            if heard_at is not None and clock.now() - heard_at < config.probe_interval_s * SILENT_PROBES:
-                patience.deadline = min(limit, clock.now() + config.target_timeout_s / 2)
+    async def outcome(self, wait: Wait) -> str | None:
+        """Wait for an exchange as long as the peer gives signs of life; what went wrong, or None.
+
+        It went wrong too when the peer does not hold the put it was asked to.
+        """
+        node_id, turn, clock = wait.node_id, wait.turn, self._env.clock
+        deadline = wait.since_s + self._config.target_timeout_s
+        limit = wait.since_s + PATIENCE_MAX * self._config.target_timeout_s
+        while not turn.done.is_set():
+            with trio.CancelScope(deadline=deadline):
+                await turn.done.wait()
+            if turn.done.is_set():
+                break
+            if clock.now() >= limit or not self._gives_signs_of_life(node_id):
+                return f"{node_id} did not answer in time; it gets the file as soon as it can"
+            deadline = min(limit, clock.now() + self._config.target_timeout_s / 2)
+        if turn.error is not None:
+            return str(turn.error)
+        if wait.hold in turn.unasked:
+            return f"{node_id} is taking over what it has missed; it gets the file with it"
+        if wait.hold is not None and wait.hold not in turn.held:
+            return f"{node_id} has heard of the file and will fetch it"
+        return None
+
+    async def exchange_patiently(self, node_id: NodeId, hold: Dot | None = None) -> str | None:
+        """`begin`, and wait for the `outcome`."""
+        return await self.outcome(self.begin(node_id, hold))
+
+    def _gives_signs_of_life(self, node_id: NodeId) -> bool:
+        """Whether a busy peer still answers probes: then it gets more time than one that may be gone."""
+        heard_at = self._others.membership.heard_at(node_id)
+        silent_s = math.inf if heard_at is None else self._env.clock.now() - heard_at
+        return silent_s < self._config.probe_interval_s * SILENT_PROBES
 
 
 class Link:
@@ -210,16 +236,16 @@ class Link:
         """Whether the peer has confirmed to have applied an op."""
         return covers(self.known_vv or {}, dot)
 
-    def wake(self) -> _Turn:
-        """See to it that an exchange starts soon; returns its turn."""
+    def wake(self, hold: Dot | None = None) -> _Turn:
+        """See to it that an exchange starts soon, which asks the peer to hold a put; returns its turn."""
         self._wanted.set()
+        if hold is not None:
+            self._next.hold[hold] = None
         return self._next
 
     async def exchange(self, hold: Dot | None) -> bool:
         """See `Exchanger.exchange`."""
-        turn = self.wake()
-        if hold is not None:
-            turn.hold[hold] = None
+        turn = self.wake(hold)
         await turn.done.wait()
         if turn.error is not None:
             raise turn.error
@@ -233,7 +259,7 @@ class Link:
             turn, self._next = self._next, _Turn()
             turn.error = PeerUnreachable(f"the exchange with {self.node_id} broke off here; the log says why")
             try:
-                turn.unasked = await self._exchange_all(list(turn.hold))
+                turn.unasked = await self._exchange_all(turn)
                 await self._forks.exchanged(self.node_id)
                 turn.error = None
                 self.done += 1
@@ -245,9 +271,10 @@ class Link:
                 # Whatever happened: who waits is told.
                 turn.done.set()
 
-    async def _exchange_all(self, hold: list[Dot]) -> list[Dot]:
+    async def _exchange_all(self, turn: _Turn) -> list[Dot]:
         """Exchange until nothing is lacking on either side, or nothing moves any more; the puts nobody asked it for."""
         before: VersionVector | None = None
+        hold = list(turn.hold)
         self._is_stuck = False
         while True:
             peer = self._others.membership.member(self.node_id)
@@ -255,7 +282,7 @@ class Link:
                 raise PeerUnreachable(f"{self.node_id} is no member of this cluster")
             request, hold, more = await self._make_request(hold)
             reply = await self._others.client.exchange(peer, request)
-            await self._take_reply(request, reply)
+            await self._take_reply(request, reply, turn)
             moved = before != reply.vv
             if await self._end_standstill(request, reply, is_still_there=not moved) or request.behind:
                 return hold
@@ -281,7 +308,7 @@ class Link:
     async def _make_request(self, hold: list[Dot]) -> tuple[ExchangeRequest, list[Dot], bool]:
         """A request, the files it could not bring yet, and whether ops were left over."""
         committed = self._here.database.committed
-        suffix = None if self._is_stuck else self._suffix(committed.floors)
+        suffix, dots = (None, ()) if self._is_stuck else self._suffix(committed)
         asked: list[Dot] = []
         contents: list[bytes] = []
         if suffix is not None and self.known_vv is not None and not suffix.more:
@@ -295,30 +322,37 @@ class Link:
             hold=tuple(asked),
             chunks=tuple(contents),
             behind=suffix is None,
-            fingerprints=self._fingerprints(committed.version_vector, suffix.ops if suffix else ()),
+            fingerprints=self._fingerprints(committed, dots),
             gave_up=self._gave_up,
         )
         return request, hold[len(asked) :], suffix.more if suffix else False
 
-    def _fingerprints(self, vv: VersionVector, ops: Sequence[bytes]) -> Fingerprints:
-        """What is said of our logs along with these ops."""
+    def _fingerprints(self, committed: Committed, dots: Iterable[NamedDots]) -> Fingerprints:
+        """What is said of our logs along with the ops of these dots."""
+        vv, database = committed.version_vector, self._here.database
         theirs = vv if self.known_vv is None else self.known_vv
 
-        def look(connection: sqlite3.Connection) -> Fingerprints:
-            return fingerprints_for(partial(find_log_hash, connection), self.node_id, vv, theirs, map(dots_in, ops))
+        def log_hash(dot: Dot) -> bytes | None:
+            return committed.tail.log_hash(dot) or database.look_up(lambda reader: find_log_hash(reader, dot))
 
-        return self._here.database.look_up(look)
+        return fingerprints_for(log_hash, self.node_id, vv, theirs, dots)
 
-    def _suffix(self, floors: VersionVector) -> Suffix | None:
-        """What the peer lacks; nothing before it has said what it has; None when our log has no longer all of it."""
-        if self.known_vv is None:
-            return Suffix((), more=False)
-        if not covers_all(self.known_vv, floors):
-            return None
+    def _suffix(self, committed: Committed) -> tuple[Suffix | None, Iterable[NamedDots]]:
+        """What the peer lacks, and the dots of that; nothing before it has said what it has; None when our log has no
+        longer all of it."""
         known = self.known_vv
-        return self._here.database.look_up(
+        if known is None:
+            return Suffix((), more=False), ()
+        if not covers_all(known, committed.floors):
+            return None, ()
+        rows = committed.tail.after(known, committed.version_vector)
+        if rows is not None:
+            suffix = cut_suffix((row.raw for row in rows), OPS_BYTES_MAX)
+            return suffix, [(row.dot, row.needs) for row in rows[: len(suffix.ops)]]
+        suffix = self._here.database.look_up(
             lambda connection: cut_suffix(raw_log_after(connection, known), OPS_BYTES_MAX)
         )
+        return suffix, map(dots_in, suffix.ops)
 
     def _contents(self, hold: list[Dot]) -> tuple[list[Dot], list[bytes]]:
         """The first of these files, and the contents of their small chunks, as many as fit a message."""
@@ -337,14 +371,15 @@ class Link:
                     size += chunk.size
         return asked, list(contents.values())
 
-    async def _take_reply(self, request: ExchangeRequest, reply: ExchangeReply) -> None:
+    async def _take_reply(self, request: ExchangeRequest, reply: ExchangeReply, turn: _Turn) -> None:
         self._learn(reply.members)
         try:
             ops = [decode_op(raw) for raw in reply.ops]
         except MalformedMessage as error:
             raise PeerUnreachable(f"{self.node_id} sent an op that is none: {error}") from None
         self.known_vv = reply.vv
-        heard, disagrees = await self._here.database.write(lambda: self._hear(reply, ops))
+        heard, disagrees, held = await self._here.database.write(lambda: self._hear(reply, ops, turn.hold))
+        turn.held = held
         if heard.applied:
             self._here.news.tell()
         if heard.disputed or reply.disputed:
@@ -368,8 +403,10 @@ class Link:
             self._wanted.set()
         raise PeerUnreachable(f"{self.node_id} does not agree with this peer about a log; that is being seen to")
 
-    def _hear(self, reply: ExchangeReply, ops: Sequence[Op]) -> tuple[Heard, bool]:
-        """A step: apply a reply's ops, and see whether two that know the same disagree."""
+    def _hear(self, reply: ExchangeReply, ops: Sequence[Op], asked: Iterable[Dot]) -> tuple[Heard, bool, list[Dot]]:
+        """A step: apply a reply's ops; whether two that know the same disagree, and what the peer holds of this."""
         heard = self._here.hear(reply.vv, reply.fingerprints, ops)
         disagrees = not heard.disputed and self._here.replica.disagrees(reply.vv, reply.state_sum)
-        return heard, disagrees
+        store = self._here.database.store
+        held = [dot for dot in asked if any(hold.holder == self.node_id for hold in store.holds_of(dot))]
+        return heard, disagrees, held

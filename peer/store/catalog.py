@@ -28,9 +28,10 @@ from peer.store.rows import (
     select_puts_of,
     unreadable_rows,
 )
+from peer.store.tail import LogRow, LogTail
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector, ms_of_stamp
-from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id
+from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id, needs_of
 from protocol.placement import partition_of
 from protocol.store import show_order
 
@@ -67,6 +68,7 @@ class SqliteStore:
         self._incoming = Incoming(connection)
         self.unused_files: list[str] = []
         """Chunk files whose rows this transaction removed; they may go once it is committed."""
+        self._tail = LogTail()
         self._recent: OrderedDict[Dot, tuple[int, Put]] = OrderedDict()
         self._deficits: dict[int, dict[int, int]] = {}
         """Of puts added in this transaction, by row: the targets that lack them, by item. Some get it in here too."""
@@ -90,6 +92,8 @@ class SqliteStore:
         self._origin_of = {row.id: origin for origin, row in self._origins.items()}
         self._recent.clear()
         self._deficits.clear()
+        self._appended: list[LogRow] = []
+        self._is_cut = False
         self._has_given_up = self._look_for_given_up()
         self._changed: dict[Origin, None] = {}
         found = execute("SELECT value FROM meta WHERE key = 'state_sum'").fetchone()
@@ -150,6 +154,7 @@ class SqliteStore:
     def raise_floor(self, origin: Origin, seq: int, log_hash: bytes | None) -> None:
         row = self._origin_row(origin)
         row.floor, row.floor_hash = seq, log_hash
+        self._cut_tail()
         self._changed[origin] = None
         self.connection.execute("DELETE FROM log WHERE origin = ? AND seq <= ?", (row.id, seq))
 
@@ -161,6 +166,7 @@ class SqliteStore:
             "INSERT INTO log (origin, seq, op, hash) VALUES (?, ?, ?, ?)", (row.id, op.dot.seq, raw, log_hash)
         )
         row.tail = op.dot.seq, log_hash
+        self._appended.append(LogRow(op.dot, needs_of(op), raw, log_hash))
 
     def log_hash(self, dot: Dot) -> bytes | None:
         origin, seq = dot
@@ -171,8 +177,26 @@ class SqliteStore:
             return row.tail[1]
         return log_hash_at(self.connection, row.id, seq)
 
+    def committed_tail(self) -> LogTail:
+        """The end of the log, now that the transaction is committed."""
+        self._tail = self._tail_before().extended(self._appended)
+        self._appended, self._is_cut = [], False
+        return self._tail
+
+    def _cut_tail(self) -> None:
+        """Rows that are in memory have gone from the log."""
+        self._appended.clear()
+        self._is_cut = True
+
+    def _tail_before(self) -> LogTail:
+        return LogTail() if self._is_cut else self._tail
+
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
-        return map(decode_op, raw_log_after(self.connection, vv))
+        return map(decode_op, self.raw_log_after(vv))
+
+    def raw_log_after(self, vv: VersionVector) -> Iterator[bytes]:
+        rows = self._tail_before().after(vv, self.version_vector(), self._appended)
+        return raw_log_after(self.connection, vv) if rows is None else (row.raw for row in rows)
 
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
         row = self._origin_row(origin)
@@ -181,6 +205,7 @@ class SqliteStore:
         ).fetchall()
         self.connection.execute("DELETE FROM log WHERE origin = ? AND seq > ?", (row.id, seq))
         row.tail = None
+        self._cut_tail()
         self.advance(origin, seq)
         return [decode_op(raw) for (raw,) in taken]
 

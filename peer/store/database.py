@@ -12,7 +12,7 @@ import logging
 import math
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ import trio
 
 from peer.store.catalog import SqliteStore, Targets
 from peer.store.schema import migrate
+from peer.store.tail import LogTail
 from peer.world.env import DatabaseFile, Env, NoSpace, StoreError, Work
 from protocol.identity import VersionVector
 
@@ -53,6 +54,7 @@ class Committed:
     version_vector: VersionVector
     floors: VersionVector
     state_sum: int
+    tail: LogTail
 
 
 class Database:
@@ -206,7 +208,8 @@ class Database:
         return _result_of(only)
 
     def _publish(self) -> None:
-        self.committed = Committed(self.store.version_vector(), self.store.floors(), self.store.state_sum())
+        store = self.store
+        self.committed = Committed(store.version_vector(), store.floors(), store.state_sum(), store.committed_tail())
 
     def _commit(self, batch: list[_Step[Any]]) -> None:
         """All steps in one transaction; when one of them fails, each in its own."""
@@ -222,11 +225,28 @@ class Database:
     def _second_attempt(self, batch: list[_Step[Any]]) -> Exception | None:
         """After making space; what went wrong this time, if anything."""
         self.on_full()
+        with suppress(StoreError):
+            self._checkpoint()
         try:
             self._transact(batch)
         except Exception as error:  # noqa: BLE001  (as above)
             return error
         return None
+
+    async def use_last_room(self) -> None:
+        """The disk is full, and the reserve given up a moment ago: use it before others do.
+
+        What the write-ahead log has goes over into the database, and then it is written from its start, in the room it
+        has: so files can be deleted at zero bytes free. Never fails.
+        """
+        with suppress(StoreError):
+            await self._env.run_blocking(Work.DATABASE_WRITE, self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        assert self._writer is not None, "the database is open"
+        with translated_errors():
+            # Of the kinds of checkpoint the one that waits for no reader.
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _transact(self, batch: list[_Step[Any]]) -> None:
         assert self._writer is not None, "the database is open"

@@ -21,8 +21,6 @@ from peer.locks import try_lock
 from peer.world.env import FileIdentity, FileMissing, NoSpace, StartError, StoreError
 
 DATABASE_CACHE_KIB = 16 * 1024
-CHECKPOINT_PAGES = 4000
-"""Of the write-ahead log, 16 MiB: a page that is written again and again in between goes over only once."""
 
 
 @contextmanager
@@ -146,7 +144,6 @@ class SystemDatabaseFile:
         connection.execute("PRAGMA fullfsync = 1")
         connection.execute("PRAGMA checkpoint_fullfsync = 1")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         return connection
 
     def connect_reader(self) -> sqlite3.Connection:

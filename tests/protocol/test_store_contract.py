@@ -226,6 +226,7 @@ def _compare_logs(store: Store, plain: PlainLists, origins_: list[Origin]) -> No
     for vv in ({}, plain.vv, plain.floors, {origin: seq - 1 for origin, seq in plain.vv.items()}, {origins_[0]: 2}):
         expected = [op for op in plain.log if op.dot.seq > vv.get(op.dot.origin, 0)]
         assert list(store.log_after(vv)) == expected
+        assert list(store.raw_log_after(vv)) == [encode_op(op) for op in expected]
     for origin in origins_:
         seqs = {dot.seq for dot in plain.log_hashes if dot.origin == origin}
         for seq in {*range(12), *seqs, *(seq + 1 for seq in seqs)}:

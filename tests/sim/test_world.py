@@ -185,7 +185,7 @@ def test_a_paused_peer_does_nothing_until_it_is_resumed_and_then_what_came_meanw
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await trio.sleep(20)
+            await trio.sleep(15)
             assert answers == []
             assert not any(event.split()[1:2] == ["node-2"] for event in events if "pauses" not in event)
             assert others(world, "node-1").membership.reachable() == []

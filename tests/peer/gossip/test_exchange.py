@@ -28,7 +28,7 @@ from worlds import (
 )
 
 from peer.gossip.client import PeerUnreachable
-from protocol.identity import Dot, Origin
+from protocol.identity import Dot, NodeId, Origin
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Drop
 from sim.world import World
@@ -517,6 +517,8 @@ def test_whether_a_peer_could_be_asked_to_hold_a_file_is_told() -> None:
     async def scenario(world: World) -> None:
         await put(world, "node-1", "k", b"content")
         await converged(world)
+        exchanger = services(world, "node-1").exchanger
+        await exchanger.exchange(NodeId("node-2"))
         await truncate(world, "node-1")
         (origin,) = rows(
             world,
@@ -525,7 +527,6 @@ def test_whether_a_peer_could_be_asked_to_hold_a_file_is_told() -> None:
             " JOIN nodes ON nodes.id = origins.node",
         )
         dot = Dot(Origin(origin[0], origin[1]), origin[2])
-        exchanger = services(world, "node-1").exchanger
         assert await exchanger.exchange("node-2", dot)
         # As it says itself when its disk was lost.
         exchanger.link("node-2").known_vv = {}

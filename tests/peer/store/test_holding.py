@@ -33,8 +33,8 @@ from peer.store.holding import Holding
 from peer.store.rows import ChunkRow
 from peer.store.staging import STAGED_FOR_S
 from peer.world.env import StoreError
-from protocol.identity import Member, NodeId
-from protocol.ops import Chunk
+from protocol.identity import Member
+from protocol.ops import Chunk, Put
 from sim.disk import EVENT_LOOP, Faults
 from sim.world import World
 
@@ -299,11 +299,11 @@ def test_a_disk_that_cannot_remove_a_duplicate_does_not_fail_an_upload_that_is_w
 
 def test_a_database_that_cannot_be_read_after_the_commit_does_not_fail_an_upload_that_is_written() -> None:
     async def scenario(world: World) -> None:
-        def fails(*_: object) -> list[NodeId]:
+        def fails(*_: object) -> Put:
             raise StoreError("the database cannot be read")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Holding, "holders", fails)
+            patch.setattr(Holding, "put_at", fails)
             receipt = await put(world, "node-1", "k", b"x" * 2500)
         assert receipt["durable_copies"] == ["node-1"]
         assert receipt["replication"]["failed"] == 2
@@ -315,7 +315,7 @@ def test_a_database_that_cannot_be_read_after_the_commit_does_not_fail_an_upload
 
 
 PIECE = 200_000
-LARGE = {"chunk_bytes_max": PIECE}
+LARGE = {"chunk_bytes_max": PIECE, "inline_bytes_max": 1000}
 
 
 async def slowly(content: bytes, pause_s: float) -> AsyncIterator[bytes]:
