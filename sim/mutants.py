@@ -24,6 +24,7 @@ STORE = "tests/protocol/test_store_contract.py"
 
 HOLDING = "tests/peer/store/test_holding.py"
 REGISTERING = "tests/peer/files/test_registering.py"
+TAIL = "tests/peer/store/test_tail.py"
 CHUNKS = "tests/peer/store/test_chunks.py"
 SPACE = "tests/peer/store/test_space.py"
 DATABASE = "tests/peer/store/test_database.py"
@@ -543,6 +544,46 @@ MUTANTS = (
         (HOLDING + "::test_members_are_looked_at_on_the_event_loop_only",),
     ),
     Mutant(
+        "a-tail-outlives-its-log",
+        "Rows that were taken back go on to other peers from memory.",
+        "peer/store/catalog.py",
+        "        self._is_cut = True",
+        "        self._is_cut = False",
+        (TAIL,),
+    ),
+    Mutant(
+        "a-tail-gives-what-it-has",
+        "Of what another peer lacks it gets what is in memory, and the rest is skipped.",
+        "peer/store/tail.py",
+        "        return found if len(found) == missing else None",
+        "        return found",
+        (TAIL,),
+    ),
+    Mutant(
+        "deficits-end-with-their-transaction",
+        "The queue does not say who lacks a new file.",
+        "peer/store/catalog.py",
+        "            self._write_deficits(put_row, items)\n        self._deficits.clear()",
+        "            assert put_row or items\n        self._deficits.clear()",
+        ("tests/peer/upkeep/test_repair.py",),
+    ),
+    Mutant(
+        "a-receipt-for-having-heard",
+        "A peer that has heard of a file counts as one that has it.",
+        "peer/gossip/exchange.py",
+        "        if wait.hold is not None and wait.hold not in turn.held:",
+        "        if wait.hold is not None and turn.error:",
+        ("tests/peer/files/test_uploads.py::test_a_peer_that_heard_of_a_file_and_cannot_take_it_is_in_no_receipt",),
+    ),
+    Mutant(
+        "a-broken-answer-is-an-answer",
+        "What came of an answer before the connection broke is taken for all of it.",
+        "peer/world/outgoing.py",
+        '            raise ConnectionError("the peer hung up in the middle of its answer")',
+        "            self.is_whole = self.has_begun = True\n            return",
+        (ENV,),
+    ),
+    Mutant(
         "one-bad-chunk-takes-all",
         "With a chunk that went bad goes everything else there is of its file.",
         "peer/store/catalog.py",
@@ -715,8 +756,8 @@ MUTANTS = (
         "catalog-read-after-the-commit",
         "An upload that is written fails when the receipt's look-ups do.",
         "peer/files/delivery.py",
-        "        except StoreError as failure:\n            error = str(failure)",
-        "        except KeyError as failure:\n            error = str(failure)",
+        "            except StoreError as error:\n                return Delivery",
+        "            except KeyError as error:\n                return Delivery",
         (HOLDING,),
     ),
     # --- what runs without being asked ---
@@ -817,8 +858,8 @@ MUTANTS = (
         "names-that-can-be-none",
         "An address no resolver takes comes out of a request as an error nobody expects.",
         "peer/gossip/client.py",
-        "httpx.StreamError, UnicodeError) as error:",
-        "httpx.StreamError) as error:",
+        "RequestFailed, ConfigError, UnicodeError) as error:",
+        "RequestFailed, ConfigError) as error:",
         (f"{CLIENT}::test_an_address_that_can_be_none_is_unreachable_and_no_other_error",),
     ),
     Mutant(

@@ -10,7 +10,7 @@ from protocol.identity import Dot, VersionVector
 
 ROWS_MAX = 4096
 BYTES_MAX = 8 * 1024 * 1024
-"""Of ops; above one of the two, half of the rows go."""
+"""Of ops; above one of the two, the earlier half of what may be kept goes."""
 
 
 class LogRow(NamedTuple):
@@ -40,7 +40,7 @@ class LogTail:
         rows = self._rows + tuple(appended)
         size = self._size + sum(len(row.raw) for row in appended)
         if len(rows) > ROWS_MAX or size > BYTES_MAX:
-            rows = rows[len(rows) // 2 :]
+            rows = _last_of(rows)
             return LogTail(rows, sum(len(row.raw) for row in rows), _hashes_of(rows))
         self._hashes.update(_hashes_of(appended))
         return LogTail(rows, size, self._hashes)
@@ -71,3 +71,15 @@ class LogTail:
 
 def _hashes_of(rows: Sequence[LogRow]) -> dict[Dot, bytes]:
     return {row.dot: row.log_hash for row in rows if row.log_hash is not None}
+
+
+def _last_of(rows: Sequence[LogRow]) -> tuple[LogRow, ...]:
+    """The last rows, half as many as may be kept, with half as many bytes."""
+    left = BYTES_MAX // 2
+    first = len(rows)
+    for row in reversed(rows[-(ROWS_MAX // 2) :]):
+        left -= len(row.raw)
+        if left < 0:
+            break
+        first -= 1
+    return tuple(rows[first:])

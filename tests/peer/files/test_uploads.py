@@ -237,6 +237,19 @@ def test_a_peer_stands_in_for_a_target_that_is_down() -> None:
     in_world(scenario, peers=4, **SMALL)
 
 
+@pytest.mark.parametrize("size", [INLINE, 3 * CHUNK])
+def test_a_peer_that_heard_of_a_file_and_cannot_take_it_is_in_no_receipt(size: int) -> None:
+    async def scenario(world: World) -> None:
+        services(world, "node-2").here.space.reason = "the disk is full"
+        receipt = await put(world, "node-1", "k", b"x" * size)
+        assert receipt["durable_copies"] == ["node-1", "node-3"]
+        (failed,) = [detail for detail in receipt["replication"]["details"] if not detail["success"]]
+        assert failed["node"] == "node-2"
+        assert not really_holds(world, "node-2", "k")
+
+    in_world(scenario, **SMALL)
+
+
 def test_a_peer_alone_takes_files_and_says_404_and_not_503() -> None:
     async def scenario(world: World) -> None:
         receipt = await put(world, "node-1", "k", b"x" * 10_000)

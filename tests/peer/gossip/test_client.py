@@ -39,6 +39,8 @@ def test_an_address_that_can_be_none_is_unreachable_and_no_other_error(address: 
             client = PeerClient(SystemEnv(tmp_path), "0" * 32, "node-1")
             with pytest.raises(PeerUnreachable):
                 await client.health(address)
+            with pytest.raises(PeerUnreachable):
+                await client.withdraw_chunks(Member(NodeId("node-2"), address, 1), [])
             await client.aclose()
 
     trio.run(main)

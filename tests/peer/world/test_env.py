@@ -21,7 +21,19 @@ import trio.testing
 
 from peer.config import Address
 from peer.world.disk import SystemDisk
-from peer.world.env import Disk, Env, FileMissing, Listener, StartError, StoreError, Work
+from peer.world.env import (
+    Disk,
+    Env,
+    FileMissing,
+    HttpAnswer,
+    HttpRequest,
+    HttpRequests,
+    Listener,
+    RequestFailed,
+    StartError,
+    StoreError,
+    Work,
+)
 from peer.world.server import Server
 from peer.world.sockets import SystemDatagrams
 from peer.world.system import SystemEnv
@@ -577,6 +589,185 @@ def test_nobody_there_is_a_connect_error(kind: str, tmp_path: Path) -> None:
                 await client.get(f"{url}/nothing")
 
     in_world_of(kind, tmp_path, body)
+
+
+# --- whole requests ---
+
+
+def whole_test(body: Callable[[Asking], Awaitable[None]], kind: str, folder: Path) -> None:
+    async def whole(pair: Pair) -> None:
+        async with served(pair) as (_, url, server):
+            requests = pair.ours.http_requests()
+            await body(Asking(requests, Address.parse(url.removeprefix("http://")), server))
+            requests.close()
+
+    in_world_of(kind, folder, whole)
+
+
+@dataclass
+class Asking:
+    """Whole requests to a server."""
+
+    requests: HttpRequests
+    address: Address
+    server: Any
+
+    async def __call__(
+        self, target: str, body: bytes = b"", *, method: str = "GET", silence_s: float = DEADLINE_S, most: int = 9 * MIB
+    ) -> HttpAnswer:
+        request = HttpRequest(
+            method=method,
+            target=target,
+            headers=(("x-one", "1"),),
+            body=body,
+            connect_timeout_s=DEADLINE_S,
+            silence_timeout_s=silence_s,
+            answer_bytes_max=most,
+        )
+        return await self.requests.request(self.address, request)
+
+
+@WORLDS
+def test_whole_requests_and_answers_arrive_as_they_were_sent(kind: str, tmp_path: Path) -> None:
+    async def body(ask: Asking) -> None:
+        large = b"l" * (3 * MIB)
+        for method, target, content, expected in [
+            ("GET", "/echo", b"", "/echo "),
+            ("POST", "/echo", b"body", "/echo "),
+            ("PUT", "/echo/a%20b/%C3%A9/%2F%3F?x=1%262&y=%20", b"\0\xff", "/echo/a b/é//? x=1%262&y=%20"),
+            ("POST", "/echo?", large, "/echo "),
+        ]:
+            answer = await ask(target, content, method=method)
+            said = f"{method} {expected} {len(content)} {hashlib.sha256(content).hexdigest()}"
+            assert answer == HttpAnswer(200, said.encode())
+        assert await ask("/teapot") == HttpAnswer(418, b"{}")
+        assert await ask("/nothing") == HttpAnswer(204, b"")
+        assert (await ask("/stream/300")).content == b"".join(b"%d," % number for number in range(300))
+        assert len((await ask("/large")).content) == 8 * MIB
+        assert (await ask("/dies%20early")).status == 500
+
+    whole_test(body, kind, tmp_path)
+
+
+@WORLDS
+@pytest.mark.parametrize("path", ["/dies", "/dies in chunks"])
+def test_a_whole_answer_that_breaks_off_is_a_failure_and_the_next_request_is_answered(
+    kind: str, tmp_path: Path, path: str
+) -> None:
+    async def body(ask: Asking) -> None:
+        for _ in range(3):
+            with pytest.raises(RequestFailed):
+                await ask(path.replace(" ", "%20"))
+            assert (await ask("/nothing")).status == 204
+
+    whole_test(body, kind, tmp_path)
+
+
+@WORLDS
+@pytest.mark.parametrize("path", ["/never", "/stalls"])
+def test_a_whole_request_waits_for_silence_no_longer_than_it_is_told(kind: str, tmp_path: Path, path: str) -> None:
+    async def body(ask: Asking) -> None:
+        with pytest.raises(RequestFailed):
+            await ask(path, silence_s=0.1)
+        with trio.move_on_after(0.1):
+            await ask(path)
+        assert (await ask("/nothing")).status == 204, "what was given up is no answer to another request"
+
+    whole_test(body, kind, tmp_path)
+
+
+@WORLDS
+def test_a_whole_answer_that_is_too_long_is_a_failure(kind: str, tmp_path: Path) -> None:
+    async def body(ask: Asking) -> None:
+        with pytest.raises(RequestFailed, match="too long"):
+            await ask("/large", most=MIB)
+        assert (await ask("/teapot", most=2)).content == b"{}"
+
+    whole_test(body, kind, tmp_path)
+
+
+@WORLDS
+def test_many_whole_requests_at_once_each_get_their_own_answer(kind: str, tmp_path: Path) -> None:
+    async def body(ask: Asking) -> None:
+        async def one(number: int) -> None:
+            content = b"%d" % number * 1000
+            answer = await ask(f"/echo/{number}", content, method="POST")
+            digest = hashlib.sha256(content).hexdigest()
+            assert answer.content.decode() == f"POST /echo/{number}  {len(content)} {digest}"
+
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for number in range(50):
+                    nursery.start_soon(one, number)
+
+    whole_test(body, kind, tmp_path)
+
+
+@WORLDS
+def test_a_whole_request_to_nobody_is_a_failure(kind: str, tmp_path: Path) -> None:
+    async def body(pair: Pair) -> None:
+        requests = pair.ours.http_requests()
+        async with served(pair) as (_, url, server):
+            ask = Asking(requests, Address.parse(url.removeprefix("http://")), server)
+            await ask("/nothing")
+        with pytest.raises(RequestFailed):
+            await ask("/nothing")
+        requests.close()
+
+    in_world_of(kind, tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", b"\0" * 100, b"HTTP/1.1 200"],
+)
+def test_what_is_no_answer_is_a_failure(answer: bytes, tmp_path: Path) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            requests = SystemEnv(tmp_path).http_requests()
+            ask = Asking(requests, Address("127.0.0.1", listener.socket.getsockname()[1]), None)
+            with trio.fail_after(DEADLINE_S), pytest.raises(RequestFailed):
+                await ask("/")
+            nursery.cancel_scope.cancel()
+
+    trio.run(body)
+
+
+def test_kept_connections_are_used_again_and_one_that_was_closed_meanwhile_is_replaced(tmp_path: Path) -> None:
+    connections: list[int] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        connections.append(0)
+        while await stream.receive_some():
+            connections[-1] += 1
+            await stream.send_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+            if connections == [3]:
+                # As the server that closes a connection just as the next request comes.
+                await stream.receive_some()
+                break
+        await stream.aclose()
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, [listener])
+            requests = SystemEnv(tmp_path).http_requests()
+            ask = Asking(requests, Address("127.0.0.1", listener.socket.getsockname()[1]), None)
+            with trio.fail_after(DEADLINE_S):
+                for _ in range(6):
+                    assert (await ask("/")).status == 204
+            requests.close()
+            nursery.cancel_scope.cancel()
+
+    trio.run(body)
+    assert connections == [3, 3]
 
 
 @WORLDS
