@@ -132,6 +132,8 @@ class Uploads:
             return put, self._here.take_hold(put.dot, fresh, {}, recovered=False)
 
         put, adopted = await self._here.database.write(step, grows=True)
+        if all(chunk.content is not None for chunk in fresh.values()):
+            self._here.recent.remember(put.dot, {chunk.hash: chunk.content or b"" for chunk in fresh.values()})
         intake.adopted(adopted)
         await intake.discard()
         self._here.news.tell()

@@ -363,12 +363,10 @@ class Link:
             if size > CHUNKS_BYTES_MAX:
                 break
             asked.append(dot)
-            put = self._here.put_at(dot)
-            for chunk in (put.manifest.chunks or ()) if put else ():
-                row = self._here.chunks.row(chunk.hash) if chunk.size <= self._config.inline_bytes_max else None
-                if row is not None and row.content is not None and chunk.hash not in contents:
-                    contents[chunk.hash] = row.content
-                    size += chunk.size
+            for chunk_hash, content in self._here.small_contents(dot).items():
+                if chunk_hash not in contents:
+                    contents[chunk_hash] = content
+                    size += len(content)
         return asked, list(contents.values())
 
     async def _take_reply(self, request: ExchangeRequest, reply: ExchangeReply, turn: _Turn) -> None:

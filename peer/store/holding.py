@@ -17,12 +17,14 @@ from peer.store.chunk_files import FreshChunk
 from peer.store.chunks import ChunkStore, adopt
 from peer.store.database import Database, set_meta_value
 from peer.store.errors import ChunkCorrupt, ChunkMissing
+from peer.store.recent import Contents, RecentContents
 from peer.store.rows import ChunkRow
 from peer.store.space import Space
 from peer.tasks import News
 from peer.world.env import Clock
 from protocol.forks import Fingerprints, find_fork
 from protocol.identity import Dot, NodeId, Origin, VersionVector
+from protocol.messages import SMALL_CHUNK_BYTES_MAX
 from protocol.ops import Chunk, Op, Put
 from protocol.replica import Heard, Replica
 
@@ -56,6 +58,7 @@ class Holding:
         """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
         self.pinned_for: NodeId | None = None
         """Content is kept that this peer's ops may need again, see `end_fork`."""
+        self.recent = RecentContents()
         self.news = News()
         """Told when the catalog has changed."""
 
@@ -69,6 +72,18 @@ class Holding:
         """The live put of a dot."""
         found = self.database.look_up(lambda connection: lookups.find_put(connection, dot))
         return found[1] if found else None
+
+    def small_contents(self, put: Dot) -> Contents:
+        """The chunks of a live put that are in the database, from memory if it has just come in."""
+        recent = self.recent.of(put)
+        if recent is not None:
+            return recent
+        live = self.put_at(put)
+        small = [chunk for chunk in (live.manifest.chunks or ()) if chunk.size <= SMALL_CHUNK_BYTES_MAX] if live else []
+        rows = {chunk.hash: self.chunks.row(chunk.hash) for chunk in small}
+        return {
+            chunk_hash: row.content for chunk_hash, row in rows.items() if row is not None and row.content is not None
+        }
 
     def shown(self, file_key: str) -> Put | None:
         """The version of a file that is listed and served."""

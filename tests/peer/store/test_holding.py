@@ -307,7 +307,7 @@ def test_a_database_that_cannot_be_read_after_the_commit_does_not_fail_an_upload
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Holding, "put_at", fails)
             patch.setattr(ChunkStore, "row", fails)
-            receipt = await put(world, "node-1", "k", b"x" * 50)
+            receipt = await put(world, "node-1", "k", b"x" * 2500)
         assert len(receipt["durable_copies"]) == 1
         assert receipt["replication"]["failed"] >= 2
 
