@@ -7,6 +7,7 @@ import sys
 import click
 
 from peer.cli.main import run_command
+from sim.bench.command import bench
 from sim.chaos.command import chaos
 from sim.hunt import hunt
 from sim.mutations import mutations
@@ -20,6 +21,7 @@ def sim() -> None:
     """Run peers of Mini DFS in worlds under our control."""
 
 
+sim.add_command(bench)
 sim.add_command(chaos)
 sim.add_command(mutations)
 sim.add_command(run)

@@ -1021,9 +1021,9 @@ MUTANTS = (
         "place-lost-to-a-cancelled-request",
         "A request that is cancelled keeps its place for ever.",
         "peer/gossip/client.py",
-        "            async with self._limiter(peer.node_id):\n                response",
+        "            async with self._limiter(peer.node_id):\n                answer",
         "            await self._limiter(peer.node_id).acquire_on_behalf_of(object())\n"
-        "            if True:\n                response",
+        "            if True:\n                answer",
         (f"{CLIENT}::test_cancelled_requests_cost_no_place_and_no_connection",),
     ),
     Mutant(

@@ -475,7 +475,9 @@ def test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_
             await put(world, "node-1", f"a{number}", b"content")
             await put(world, "node-2", f"b{number}", b"content")
         epoch = here(world, loser).replica.origin.epoch
+        await world.crash(loser)
         rows(world, loser, "DELETE FROM log WHERE seq = 3 AND origin = (SELECT id FROM origins WHERE epoch = ?)", epoch)
+        await world.start(loser)
         asked, fetches = count_exchanges(world), {name: services(world, name).whole_states for name in world.machines}
         rights = {name: whole_states.fetch for name, whole_states in fetches.items()}
 
