@@ -1,0 +1,161 @@
+"""`sim bench`: systems side by side, load after load, round after round."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from sim.bench import machine
+from sim.bench.loads import Place, Workload, drive, fill, tool
+from sim.bench.report import Row, as_markdown, as_picture
+from sim.bench.systems import MiniDfs, SeaweedFiler, System, SystemMissing, running
+
+MIB = 1024 * 1024
+WORKLOADS = (
+    Workload("PUT 4 KiB, 16 connections", "put", 4096, 16),
+    Workload("PUT 4 KiB, 64 connections", "put", 4096, 64),
+    Workload("GET 4 KiB, 16 connections", "get", 4096, 16),
+    Workload("PUT 64 KiB, 16 connections", "put", 65_536, 16),
+    Workload("GET 64 KiB, 16 connections", "get", 65_536, 16),
+    Workload("PUT 64 MiB", "put", 64 * MIB, 1),
+    Workload("GET 64 MiB", "get", 64 * MIB, 1),
+)
+QUICK = (
+    Workload("PUT 4 KiB, 4 connections", "put", 4096, 4),
+    Workload("GET 4 KiB, 4 connections", "get", 4096, 4),
+    Workload("PUT 2 MiB", "put", 2 * MIB, 1),
+    Workload("GET 2 MiB", "get", 2 * MIB, 1),
+)
+FILES_READ = {4096: 1000, 65_536: 500}
+"""How many files of a size reads are spread over; two of any other."""
+FILES_READ_QUICK = 20
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A system that runs, and what has been stored there to be read."""
+
+    system: System
+    place: Place
+    stored: dict[int, list[str]] = field(default_factory=dict)
+
+    def paths(self, size: int, count: int) -> list[str]:
+        """Files of this size, stored when they are asked for first."""
+        if size not in self.stored:
+            self.stored[size] = fill(self.place, size, count)
+        return self.stored[size]
+
+
+@click.command()
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Of each load on each system, in turn."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="For each load in each round."
+)
+@click.option("--nodes", type=click.IntRange(1, 9), default=3, show_default=True, help="Peers of the cluster.")
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    help="Another checkout, to measure too; may be repeated.  [default: none]",
+)
+@click.option("--rivals/--no-rivals", default=True, show_default=True, help="Measure SeaweedFS too, where it is there.")
+@click.option("--only", metavar="TEXT", default="", help="Loads whose names have this in them.  [default: all]")
+@click.option("--quick", is_flag=True, help="A second of small loads, to see that it works.")
+@click.option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.md, report.json and report.svg there.  [default: only print]",
+)
+def bench(
+    rounds: int,
+    seconds: float,
+    nodes: int,
+    against: Sequence[Path],
+    rivals: bool,
+    only: str,
+    quick: bool,
+    report: Path | None,
+) -> None:
+    """Measure a local cluster, beside others on this machine.
+
+    All run at once, and are loaded in turn. Quote ratios of one run: what
+    else the machine does changes all of it.
+    """
+    loads = [load for load in (QUICK if quick else WORKLOADS) if only.lower() in load.name.lower()]
+    if not loads:
+        raise click.ClickException(f"no load has {only!r} in its name; leave --only away to see them")
+    with tempfile.TemporaryDirectory(prefix="minidfs-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        systems: list[System] = [MiniDfs(folder / "minidfs", nodes)]
+        systems += [MiniDfs(folder / f"other-{number}", nodes, code) for number, code in enumerate(against)]
+        systems += [SeaweedFiler(folder / "seaweedfs", nodes)] if rivals else []
+        contestants = _start(systems, stack)
+        about = _about(contestants, nodes, rounds, seconds)
+        rows = _measure(contestants, loads, 1 if quick else rounds, 1.0 if quick else seconds, folder, quick=quick)
+    text = as_markdown(about, rows)
+    click.echo(text, nl=False)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        (report / "report.md").write_text(text, encoding="utf-8")
+        (report / "report.svg").write_text(as_picture(rows), encoding="utf-8")
+        values = {"about": about, "rows": [row.as_json() for row in rows]}
+        (report / "report.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _start(systems: Sequence[System], stack: ExitStack) -> list[Contestant]:
+    started: list[Contestant] = []
+    for system in systems:
+        try:
+            started.append(Contestant(system, stack.enter_context(running(system))))
+        except SystemMissing as error:
+            if system is systems[0]:
+                raise click.ClickException(str(error)) from None
+            click.echo(f"bench: {error}", err=True)
+    return started
+
+
+def _about(contestants: Sequence[Contestant], nodes: int, rounds: int, seconds: float) -> list[str]:
+    return [
+        machine.describe(),
+        f"{nodes} peers, up to 3 copies; {rounds} rounds of {seconds:g} s, in turn; small loads driven by {tool()}",
+        *(f"{one.system.name} ({one.system.version()}): {one.system.promise}" for one in contestants),
+    ]
+
+
+def _measure(
+    contestants: Sequence[Contestant],
+    loads: Sequence[Workload],
+    rounds: int,
+    seconds: float,
+    folder: Path,
+    *,
+    quick: bool,
+) -> list[Row]:
+    rows: list[Row] = []
+    for load in loads:
+        of_load = [Row(one.system.name, load) for one in contestants]
+        for _ in range(rounds):
+            for one, row in zip(contestants, of_load, strict=True):
+                click.echo(f"bench: {load.name} on {row.system}", err=True)
+                _add_round(one, row, seconds, folder, FILES_READ_QUICK if quick else FILES_READ.get(load.size, 2))
+        rows += of_load
+    return rows
+
+
+def _add_round(one: Contestant, row: Row, seconds: float, folder: Path, files: int) -> None:
+    paths = one.paths(row.workload.size, files) if row.workload.kind == "get" else []
+    pids = machine.with_descendants(one.system.pids)
+    before = machine.cpu_s(pids)
+    row.rounds.append(drive(one.place, row.workload, seconds, paths, folder))
+    after = machine.cpu_s(pids)
+    if before is not None and after is not None:
+        row.cpu_s.append(after - before)
+    row.memory_mib = machine.memory_mib(pids)

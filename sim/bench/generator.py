@@ -1,0 +1,118 @@
+"""The built-in load generator, a process of its own: reads a job as JSON, and writes what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import trio
+
+from peer.config import Address
+from peer.world.env import HttpAnswer, HttpRequest, RequestFailed
+from peer.world.outgoing import SystemRequests
+from sim.bench.loads import BOUNDARY, Place, Workload
+
+TIMEOUT_S = 60.0
+ANSWER_BYTES_MAX = 1 << 31
+_HEAD = (
+    f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n'
+    "Content-Type: application/octet-stream\r\n\r\n"
+).encode("ascii")
+_TAIL = f"\r\n--{BOUNDARY}--\r\n".encode("ascii")
+
+
+@dataclass
+class _Load:
+    """A load that runs, and what has come of it."""
+
+    place: Place
+    workload: Workload
+    ends_at: float
+    paths: list[str]
+    count: int | None
+    requests: SystemRequests = field(default_factory=SystemRequests)
+    took_s: list[float] = field(default_factory=list)
+    errors: int = 0
+    begun: int = 0
+    stored: list[str] = field(default_factory=list)
+
+    async def lane(self) -> None:
+        """Ask again and again."""
+        seed = os.urandom(4).hex()
+        base = random.Random(seed).randbytes(self.workload.size)
+        url = urlsplit(self.place.url)
+        address = Address(url.hostname or "", url.port or 80)
+        while time.monotonic() < self.ends_at and (self.count is None or self.begun < self.count):
+            self.begun += 1
+            name = f"{seed}-{self.begun}"
+            started = time.monotonic()
+            try:
+                answer = await self.requests.request(address, self._request(name, base))
+            except RequestFailed:
+                self.errors += 1
+                continue
+            self.took_s.append(time.monotonic() - started)
+            self._note(name, answer)
+
+    def _request(self, name: str, base: bytes) -> HttpRequest:
+        if self.workload.kind == "put":
+            content = (name.encode("ascii") + base)[: self.workload.size]
+            method, target = "POST", self.place.put_path.replace("{name}", name)
+            headers: tuple[tuple[str, str], ...] = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
+            body = b"".join((_HEAD, content, _TAIL))
+        else:
+            method, target, headers, body = "GET", random.choice(self.paths), (), b""
+        return HttpRequest(
+            method=method,
+            target=target,
+            headers=headers,
+            body=body,
+            connect_timeout_s=TIMEOUT_S,
+            silence_timeout_s=TIMEOUT_S,
+            answer_bytes_max=ANSWER_BYTES_MAX,
+        )
+
+    def _note(self, name: str, answer: HttpAnswer) -> None:
+        if not 200 <= answer.status < 300:
+            self.errors += 1
+        elif self.workload.kind == "put":
+            # Where the system draws the ids of files, its answer says which.
+            path = self.place.put_path.replace("{name}", name)
+            with suppress(ValueError, KeyError, TypeError):
+                path = f"{path}/{json.loads(answer.content)['file_id']}"
+            self.stored.append(path)
+
+    async def run(self) -> dict[str, Any]:
+        """All lanes, to the end."""
+        started = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            for _ in range(self.workload.connections):
+                nursery.start_soon(self.lane)
+        took_ms = sorted(1000 * one for one in self.took_s) or [0.0]
+        return {
+            "requests": len(self.took_s),
+            "seconds": time.monotonic() - started,
+            "p50_ms": took_ms[len(took_ms) // 2],
+            "p99_ms": took_ms[min(len(took_ms) - 1, len(took_ms) * 99 // 100)],
+            "errors": self.errors,
+            "paths": self.stored,
+        }
+
+
+def main() -> None:
+    """Read the job, do it, and say what came of it."""
+    job = json.load(sys.stdin)
+    place, workload = Place(**job["place"]), Workload(**job["workload"])
+    load = _Load(place, workload, time.monotonic() + job["seconds"], job["paths"], job["count"])
+    json.dump(trio.run(load.run), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

