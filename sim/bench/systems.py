@@ -65,12 +65,21 @@ class System:
                 process.kill()
                 process.wait()
 
-    def _launch(self, command: Sequence[str], log: str, env: dict[str, str] | None = None) -> None:
+    def _launch(self, command: Sequence[str], log: str, code: Path | None = None) -> None:
+        """Start a process, on the Python code in a folder."""
+        # Python looks for modules where it is started, ahead of all else.
+        env = None if code is None else os.environ | {"PYTHONPATH": str(code)}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / log).open("ab") as file:
             self._processes.append(
                 subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, start_new_session=True
+                    command,
+                    cwd=code,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
                 )
             )
 
@@ -98,7 +107,7 @@ class MiniDfs(System):
         ports = free_ports(self._nodes + 1)
         command = [sys.executable, "-m", "peer", "cluster", "--nodes", str(self._nodes)]
         command += ["--data", str(self.folder / "data"), "--base-port", str(ports[0]), "--facade-port", str(ports[-1])]
-        self._launch(command, "cluster.log", os.environ | {"PYTHONPATH": str(self._code)})
+        self._launch(command, "cluster.log", self._code)
         for port in ports[: self._nodes]:
             self._wait(f"http://{HOST}:{port}/health/ready", "cluster.log")
         return Place(f"http://{HOST}:{ports[0]}", "/files")
