@@ -35,8 +35,8 @@ SOMEWHERE_ELSE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
 
-GARBAGE_MAX = 20_000
-"""Objects made and not freed before the collector looks at them; Python's own limit is 700."""
+GARBAGE_MAX = 3000
+"""Objects made and not freed before the collector looks at them; Python's own limit is 700 (docs/decisions.md)."""
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
 
@@ -58,10 +58,7 @@ def run_peer(config: Config) -> int:
 
 
 def _calm_collector() -> None:
-    """What was imported stays and need not be looked through; what requests leave behind is mostly no cycle.
-
-    The collector took 5 % of a peer's time under load.
-    """
+    """What was imported stays and need not be looked through; what requests leave behind is mostly no cycle."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_MAX)
