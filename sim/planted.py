@@ -47,8 +47,8 @@ PLANTED: tuple[Mutant, ...] = (
         "receipt-of-who-failed",
         "A receipt names targets to which nothing came.",
         "peer/files/delivery.py",
-        "        return Delivery(target, error)\n",
-        "        return Delivery(target, None)\n",
+        "Delivery(target, outcomes.get(target, _missed(target)))",
+        "Delivery(target, outcomes.get(target) and None)",
     ),
     _planted(
         "delete-forgets-one",
