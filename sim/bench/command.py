@@ -153,9 +153,10 @@ def _measure(
 def _add_round(one: Contestant, row: Row, seconds: float, folder: Path, files: int) -> None:
     paths = one.paths(row.workload.size, files) if row.workload.kind == "get" else []
     pids = machine.with_descendants(one.system.pids)
-    before = machine.cpu_s(pids)
+    before, size = machine.cpu_s(pids), machine.disk_bytes(one.system.folder)
     row.rounds.append(drive(one.place, row.workload, seconds, paths, folder))
     after = machine.cpu_s(pids)
     if before is not None and after is not None:
         row.cpu_s.append(after - before)
+    row.disk_bytes += machine.disk_bytes(one.system.folder) - size
     row.memory_mib = machine.memory_mib(pids)

@@ -23,6 +23,8 @@ class Row:
     rounds: list[Figures] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     """Of all its processes, in each round."""
+    disk_bytes: int = 0
+    """What its folder grew by in all rounds."""
     memory_mib: float | None = None
     """Behind the last round."""
 
@@ -36,6 +38,11 @@ class Row:
         requests = sum(figures.requests for figures in self.rounds)
         return 1000 * sum(self.cpu_s) / requests if self.cpu_s and requests else None
 
+    def disk_per_byte(self) -> float | None:
+        """Bytes on the disk for each byte that was stored, with all copies, logs and what is set aside for later."""
+        stored = sum(figures.requests - figures.errors for figures in self.rounds) * self.workload.size
+        return self.disk_bytes / stored if self.workload.kind == "put" and stored else None
+
     def as_json(self) -> dict[str, Any]:
         """All of it, as plain values."""
         return {
@@ -47,6 +54,7 @@ class Row:
             "p99_ms": [figures.p99_ms for figures in self.rounds],
             "errors": sum(figures.errors for figures in self.rounds),
             "cpu_s_per_1000": self.cpu_per_1000(),
+            "disk_bytes_per_byte": self.disk_per_byte(),
             "memory_mib": self.memory_mib,
         }
 
@@ -56,7 +64,10 @@ def unit_of(workload: Workload) -> str:
     return "MiB/s" if workload.is_large else "/s"
 
 
-HEAD = "| load | system | median | least to most | p50 ms | p99 ms | CPU s per 1,000 | memory MiB | errors |"
+HEAD = (
+    "| load | system | median | least to most | p50 ms | p99 ms | CPU s per 1,000 | disk bytes per byte | memory MiB "
+    "| errors |"
+)
 
 
 def as_markdown(about: Sequence[str], rows: Sequence[Row]) -> str:
@@ -76,6 +87,7 @@ def _line(row: Row) -> str:
         f"{median(figures.p50_ms for figures in row.rounds):,.1f}",
         f"{median(figures.p99_ms for figures in row.rounds):,.1f}",
         _number(row.cpu_per_1000(), "{:.2f}"),
+        _number(row.disk_per_byte(), "{:.2f}"),
         _number(row.memory_mib, "{:.0f}"),
         str(sum(figures.errors for figures in row.rounds)),
     ]

@@ -23,7 +23,7 @@ LARGE = Workload("PUT 2 MiB", "put", 2 * 2**20, 1)
 
 def row_of(system: str, workload: Workload, *requests: int) -> Row:
     rounds = [Figures(count, 2.0, 1.0, 9.0, errors=1) for count in requests]
-    return Row(system, workload, rounds, [0.5 for _ in requests], 100.0)
+    return Row(system, workload, rounds, [0.5 for _ in requests], 3 * workload.size * (sum(requests) - 3), 100.0)
 
 
 def test_a_rate_is_requests_a_second_and_of_large_files_mib_a_second() -> None:
@@ -37,8 +37,8 @@ def test_the_table_has_medians_spread_and_what_it_cost() -> None:
     assert about == "- a machine"
     assert head.count("|") == rule.count("|") == line.count("|")
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    # 1.5 s of processors for 600 requests.
-    assert cells == ["PUT 4 KiB", "ours", "100 /s", "50 to 150", "1.0", "9.0", "2.50", "100", "3"]
+    # 1.5 s of processors for 600 requests; three bytes on the disk for each that was stored.
+    assert cells == ["PUT 4 KiB", "ours", "100 /s", "50 to 150", "1.0", "9.0", "2.50", "3.00", "100", "3"]
 
 
 def test_bars_are_as_long_as_their_share_of_the_fastest() -> None:
