@@ -39,6 +39,8 @@ COMPLETED_SHOWN_MS = 24 * 3600 * 1000
 
 RECENT_PUTS_MAX = 4096
 """Of those added last, remembered with their rows: nearly all that is asked for is one of them."""
+RECENT_CHUNKS_MAX = 4
+"""Puts of more are not: a large file names thousands, and its look-up is not what it costs."""
 
 Targets = Callable[[int, int], Sequence[NodeId]]
 """Of a partition and a number of copies, the peers that should hold its files."""
@@ -323,7 +325,8 @@ class SqliteStore:
             ),
         )
         row_id = _row_id(cursor)
-        self._recent[put.dot] = row_id, put
+        if len(manifest.chunks or ()) <= RECENT_CHUNKS_MAX:
+            self._recent[put.dot] = row_id, put
         if len(self._recent) > RECENT_PUTS_MAX:
             self._recent.popitem(last=False)
         targets = self.targets(partition, manifest.copies)
