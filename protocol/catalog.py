@@ -12,7 +12,7 @@ from enum import Enum, auto
 from protocol.codec import digest_of
 from protocol.forks import Fingerprints
 from protocol.identity import Dot, VersionVector, covers
-from protocol.ops import Delete, Drop, Hold, LiveOp, Op, Put, needs_of
+from protocol.ops import Delete, Drop, LiveOp, Op, Put, holds_in, last_dot, needs_of
 from protocol.store import Store
 
 SUM_MODULUS = 1 << 128
@@ -24,16 +24,17 @@ class Verdict(Enum):
     APPLIED = auto()
     KNOWN = auto()
     TOO_EARLY = auto()
-    """It leaves a gap, or what it removes or holds was not applied yet: it must come again, after that."""
+    """It leaves a gap, or what it removes or holds was not applied yet: it must come again, after that. A run of which
+    a part is covered is of another log than ours, and its time never comes."""
 
 
 def apply(store: Store, op: Op) -> Verdict:
     """Let an op take effect, unless it did before or its time has not come."""
-    origin, seq = op.dot
+    origin, seq = last_dot(op)
     seen = store.seen(origin)
     if seq <= seen:
         return Verdict.KNOWN
-    if seq > seen + 1 or any(store.seen(dot.origin) < dot.seq for dot in needs_of(op)):
+    if op.dot.seq != seen + 1 or any(store.seen(dot.origin) < dot.seq for dot in needs_of(op)):
         return Verdict.TOO_EARLY
     _take_effect(store, op)
     store.append(op)
@@ -48,15 +49,17 @@ def _take_effect(store: Store, op: Op) -> None:
             make_live(store, op)
         case Delete():
             _end_puts(store, op.supersedes)
-        case Hold():
-            if store.put_at(op.put) is not None:
-                make_live(store, op)
         case Drop():
             for dot in op.supersedes:
                 end_if_live(store, store.hold_at(dot))
             for origin, seq in op.up_to:
                 for hold in store.holds_from(origin, seq):
                     end(store, hold)
+        case _:
+            pass
+    for hold in holds_in(op):
+        if store.put_at(hold.put) is not None:
+            make_live(store, hold)
 
 
 def _end_puts(store: Store, dots: tuple[Dot, ...]) -> None:
@@ -94,7 +97,7 @@ def merge_incoming(store: Store, their_vv: VersionVector, fingerprints: Fingerpr
     """
     mine = store.version_vector()
     for op in store.live():
-        if covers(their_vv, op.dot) and not store.is_incoming(op.dot):
+        if covers(their_vv, op.dot) and not store.is_incoming(op):
             # Its holds may have gone with a put a moment ago.
             end_if_live(store, _live(store, op))
     for op in store.incoming():
@@ -140,7 +143,7 @@ def adopt_incoming(store: Store, their_vv: VersionVector, fingerprints: Fingerpr
     its own.
     """
     for op in store.live():
-        if not store.is_incoming(op.dot):
+        if not store.is_incoming(op):
             end_if_live(store, _live(store, op))
     for op in store.incoming():
         mine = _live(store, op)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -25,7 +25,20 @@ from protocol.identity import (
     Stamp,
     VersionVector,
 )
-from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN, Chunk, Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.ops import (
+    COPIES_MAX,
+    FILE_KEY_PATTERN,
+    RUN_MAX,
+    Chunk,
+    Delete,
+    Drop,
+    Hold,
+    HoldRun,
+    LiveOp,
+    Manifest,
+    Op,
+    Put,
+)
 
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
 OP_BYTES_MAX = 8 * 1024 * 1024
@@ -38,10 +51,19 @@ LOG_HASH_BYTES = 16
 NO_LOG = bytes(LOG_HASH_BYTES)
 """The running hash of a log without ops."""
 
-_PUT, _DELETE, _HOLD, _DROP = range(4)
+_PUT, _DELETE, _HOLD, _DROP, _HELD_PUT, _HOLD_RUN = range(6)
 _KIND_MAX = 255
 
 T = TypeVar("T")
+
+
+class OpDots(NamedTuple):
+    """The dots an op has, `first` to `last` of its origin, and those it names, as `needs_of` has them."""
+
+    origin: Origin
+    first: int
+    last: int
+    needs: tuple[Dot, ...]
 
 
 def pack(value: object) -> bytes:
@@ -71,11 +93,14 @@ def encode_op(op: Op) -> bytes:
     head = [origin.node_id, origin.epoch, seq, op.stamp]
     match op:
         case Put(manifest=manifest, supersedes=supersedes):
-            return pack([_PUT, *head, manifest_fields(manifest), dots_fields(supersedes)])
+            kind = _HELD_PUT if op.is_held else _PUT
+            return pack([kind, *head, manifest_fields(manifest), dots_fields(supersedes)])
         case Delete(file_key=file_key, supersedes=supersedes):
             return pack([_DELETE, *head, file_key, dots_fields(supersedes)])
         case Hold(put=put, recovered=recovered):
             return pack([_HOLD, *head, dot_fields(put), recovered])
+        case HoldRun(puts=puts, recovered=recovered):
+            return pack([_HOLD_RUN, *head, dots_fields(puts), recovered])
         case Drop(supersedes=supersedes, up_to=up_to):
             return pack([_DROP, *head, dots_fields(supersedes), dots_fields(up_to)])
 
@@ -89,28 +114,45 @@ def decode_op(raw: bytes) -> Op:
     kind, first, second = read_int(fields[0], _KIND_MAX), fields[5], fields[6]
     dot = read_dot(fields[1:4])
     stamp = Stamp(read_int(fields[4], STAMP_MAX))
-    if kind == _PUT:
-        return Put(dot, stamp, read_manifest(first), read_dots(second))
+    if kind in (_PUT, _HELD_PUT):
+        return Put(dot, stamp, read_manifest(first), read_dots(second), kind == _HELD_PUT)
     if kind == _DELETE:
         return Delete(dot, stamp, read_file_key(first), read_dots(second))
     if kind == _HOLD:
         return Hold(dot, stamp, read_dot(first), read_bool(second))
+    if kind == _HOLD_RUN:
+        return HoldRun(dot, stamp, _read_run(dot, first), read_bool(second))
     if kind == _DROP:
         return Drop(dot, stamp, read_dots(first), read_dots(second))
     raise MalformedMessage(f"an op of unknown kind {kind}")
 
 
-def dots_in(raw: bytes) -> tuple[Dot, tuple[Dot, ...]]:
-    """The dot of an op and those it names, as `needs_of` has them, from bytes that `encode_op` made."""
+def _read_run(dot: Dot, value: object) -> tuple[Dot, ...]:
+    puts = read_dots(value)
+    if not 2 <= len(puts) <= RUN_MAX or dot.seq + len(puts) - 1 > SEQ_MAX:
+        raise MalformedMessage(f"a run of {len(puts)} holds from seq {dot.seq}")
+    return puts
+
+
+def dots_in(raw: bytes) -> OpDots:
+    """The dots of an op, from bytes that `encode_op` made."""
     kind, node_id, epoch, seq, _, first, second = unpack(raw, OP_BYTES_MAX)
-    needs = [first] if kind == _HOLD else [*(first if kind == _DROP else ()), *second]
-    return Dot(Origin(node_id, epoch), seq), tuple(Dot(Origin(named[0], named[1]), named[2]) for named in needs)
+    if kind == _HOLD:
+        needs = [first]
+    elif kind == _HOLD_RUN:
+        needs = first
+    else:
+        needs = [*(first if kind == _DROP else ()), *second]
+    named = tuple(Dot(Origin(need[0], need[1]), need[2]) for need in needs)
+    last = seq + len(needs) - 1 if kind == _HOLD_RUN else seq
+    return OpDots(Origin(node_id, epoch), seq, last, named)
 
 
 def digest_of(op: LiveOp) -> int:
     """128 bits that stand for a live dot and its content.
 
     What a put superseded when it was written is no part of the state: peers that took it over as state do not know.
+    Nor is what it says of its writer's hold, which is a live dot of its own.
     """
     entry = Put(op.dot, op.stamp, op.manifest) if isinstance(op, Put) else op
     return int.from_bytes(blake2b(encode_op(entry), digest_size=16).digest(), "big")

@@ -13,19 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from protocol.codec import NO_LOG, encode_op, next_log_hash
+from protocol.codec import NO_LOG, OpDots, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, VersionVector
-from protocol.ops import Op
+from protocol.ops import Op, last_dot
 from protocol.store import Store
 
 Fingerprints = Mapping[Dot, bytes]
-"""Running hashes of logs, each up to and with the op of that dot."""
+"""Running hashes of logs, each up to and with the op that has that dot."""
 
 FINGERPRINTS_MAX = 100_000
 """In one message; of more logs than that some are not compared."""
-
-NamedDots = tuple[Dot, Sequence[Dot]]
-"""The dot of an op, and those it names."""
 
 HashAt = Callable[[Dot], bytes | None]
 
@@ -34,7 +31,7 @@ OWN_ORIGINS_MAX = 8
 
 
 def fingerprints_for(
-    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[NamedDots]
+    hash_at: HashAt, to: NodeId, vv: VersionVector, their_vv: VersionVector, ops: Iterable[OpDots]
 ) -> Fingerprints:
     """What to say of our logs to a peer that stands at `their_vv`, with ops of these dots, which name those, for it.
 
@@ -46,9 +43,9 @@ def fingerprints_for(
     named: VersionVector = {}
     firsts: VersionVector = {}
     lasts: VersionVector = {}
-    for (origin, seq), needs in ops:
-        firsts.setdefault(origin, seq - 1)
-        lasts[origin] = seq
+    for origin, first, last, needs in ops:
+        firsts.setdefault(origin, first - 1)
+        lasts[origin] = last
         for dot in needs:
             named[dot.origin] = max(dot.seq, named.get(dot.origin, 0))
     dots |= dict.fromkeys(Dot(*entry) for entry in (*firsts.items(), *lasts.items(), *named.items()))
@@ -75,7 +72,8 @@ def _known(hash_at: HashAt, dots: Iterable[Dot]) -> Fingerprints:
 def disputed(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> dict[Origin, bytes]:
     """The origins of which another peer's log is not ours, as its fingerprints and its ops show, and a hash of its log.
 
-    What lies below a floor cannot be compared, but for a branch that was given up here.
+    What lies below a floor cannot be compared, but for a branch that was given up here. Of a run all is known, or
+    nothing: one that comes and is known in part is of another log.
     """
     found: dict[Origin, bytes] = {}
     for dot, log_hash in (*fingerprints.items(), *_running(store, fingerprints, ops)):
@@ -83,6 +81,9 @@ def disputed(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> dic
             found[dot.origin] = log_hash
         elif store.log_hash(dot) not in (None, log_hash):
             found.setdefault(dot.origin, log_hash)
+    for op in ops:
+        if op.dot.seq <= store.seen(op.dot.origin) < last_dot(op).seq:
+            found.setdefault(op.dot.origin, b"")
     return found
 
 
@@ -91,19 +92,20 @@ def _running(store: Store, fingerprints: Fingerprints, ops: Sequence[Op]) -> Ite
 
     Of a log of which all comes again the fingerprint of the last op says as much.
     """
-    lasts = {op.dot.origin: op.dot for op in ops}
+    lasts = {op.dot.origin: last_dot(op) for op in ops}
     running: dict[Origin, bytes | None] = {}
     for op in ops:
-        origin, seq = op.dot
+        origin, seq = last_dot(op)
         seen, last = store.seen(origin), lasts[origin]
         if not store.has_given_up() and (seq > seen or (last.seq <= seen and last in fingerprints)):
             continue
         if origin not in running:
-            running[origin] = NO_LOG if seq == 1 else fingerprints.get(Dot(origin, seq - 1))
+            first = op.dot.seq
+            running[origin] = NO_LOG if first == 1 else fingerprints.get(Dot(origin, first - 1))
         before = running[origin]
         if before is not None:
             running[origin] = log_hash = next_log_hash(before, encode_op(op))
-            yield op.dot, log_hash
+            yield Dot(origin, seq), log_hash
 
 
 def is_prefix(store: Store, origin: Origin, fingerprints: Fingerprints) -> bool:
@@ -116,7 +118,15 @@ def is_comparable(store: Store, their_vv: VersionVector, compared: VersionVector
     """Whether logs that were found to be alike at `compared` are so now, for a peer that took its time since."""
     seen = {origin: store.seen(origin) for origin in their_vv}
     between = [origin for origin, seq in their_vv.items() if 0 < seen[origin] < seq]
-    return all(seen[origin] == compared.get(origin, 0) for origin in between)
+    is_as_compared = all(seen[origin] == compared.get(origin, 0) for origin in between)
+    return is_as_compared and not points_into_run(store, their_vv)
+
+
+def points_into_run(store: Store, vv: VersionVector) -> bool:
+    """Whether a version vector covers a part of a run, as that of no peer does."""
+    floors = store.floors()
+    logged = (dot for dot in vv.items() if floors.get(dot[0], 0) < dot[1] <= store.seen(dot[0]))
+    return any(store.end_of_log(origin, seq) != seq for origin, seq in logged)
 
 
 class Fork(NamedTuple):

@@ -1,7 +1,8 @@
 """Every message peers exchange: probes as datagrams, log exchanges over HTTP, and their bytes.
 
-A message is a msgpack list that starts with the wire version and its kind; a peer one version older still understands
-it, for new fields are only ever added behind.
+A datagram is a msgpack list that starts with its version and its kind; a peer of an older version still understands
+it, for new fields are only ever added behind. What two peers exchange of their logs starts with the wire version, and
+both must speak the same one: an op that one of them cannot read would be lost on it, and all that builds on it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from protocol.forks import FINGERPRINTS_MAX, Fingerprints
 from protocol.identity import SEQ_MAX, Dot, Life, Member, Origin, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
+"""Of log exchanges, which grows with every kind of op. 2: a put that says it is held, and runs of holds."""
+DATAGRAM_VERSION = 1
 DATAGRAM_BYTES_MAX = 1400
 ADDRESS_CHARS_MAX = 255
 ZONE_CHARS_MAX = 63
@@ -128,13 +131,17 @@ class Recovery:
 def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
     """The bytes of a datagram."""
     kind = _PING if isinstance(message, Ping) else _ACK
-    fields = [WIRE_VERSION, kind, cluster_id, message.number, _member_fields(message.sender)]
+    fields = [DATAGRAM_VERSION, kind, cluster_id, message.number, _member_fields(message.sender)]
     return codec.pack([*fields, message.life] if message.life else fields)
 
 
 def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
     """The message in a datagram; raises MalformedMessage, WrongVersion or WrongCluster."""
-    fields = _versioned(codec.unpack(raw, DATAGRAM_BYTES_MAX), 5)
+    fields = codec.read_list(codec.unpack(raw, DATAGRAM_BYTES_MAX))
+    version = codec.read_int(fields[0], 255) if fields else 0
+    if version < DATAGRAM_VERSION:
+        raise WrongVersion(f"its datagrams have version {version}, and this release's {DATAGRAM_VERSION}; upgrade it")
+    _check_length(fields, 5, version)
     _check_cluster(cluster_id, fields[2])
     number = codec.read_int(fields[3], codec.SIZE_MAX)
     sender = _read_member(fields[4])
@@ -431,14 +438,20 @@ def read_members(value: object) -> tuple[Member, ...]:
 
 
 def _versioned(value: object, length: int) -> list[object]:
-    """The fields of a message of this wire version or a later one, which may have more of them."""
+    """The fields of a message of this wire version, which may have more of them; raises WrongVersion."""
     fields = codec.read_list(value)
     version = codec.read_int(fields[0], 255) if fields else 0
-    if version < WIRE_VERSION:
-        raise WrongVersion(f"it speaks wire version {version}, and this release {WIRE_VERSION} and later; upgrade it")
-    if len(fields) < length:
-        raise MalformedMessage(f"a message of {len(fields)} fields; wire version {version} has {length}")
+    if version != WIRE_VERSION:
+        raise WrongVersion(
+            f"the sender speaks wire version {version} and the receiver {WIRE_VERSION}; upgrade the one with the lower"
+        )
+    _check_length(fields, length, version)
     return fields
+
+
+def _check_length(fields: list[object], length: int, version: int) -> None:
+    if len(fields) < length:
+        raise MalformedMessage(f"a message of {len(fields)} fields; version {version} has {length}")
 
 
 def _check_cluster(ours: str, theirs: object) -> None:

@@ -3,11 +3,16 @@
 `put` and `hold` make their own dot live; `put`, `delete` and `drop` remove the dots they name, those their writer had
 seen. A hold names the put it holds and is live only while that put is. No entry is ever needed to say that something
 is gone: a dot that a version vector covers and that is not live *is* the proof of its removal.
+
+Two things keep the log short. A put says whether its writer holds it; then its dot is that of a live hold too, and
+whatever is asked of a live dot is asked of a put or of a hold. And several holds may be one op, a run, with a dot for
+each: it is applied whole or not at all, so that version vectors, floors and cuts stand at ends of ops only.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -16,6 +21,8 @@ from protocol.identity import Dot, NodeId, Stamp
 
 FILE_KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 COPIES_MAX = 255
+RUN_MAX = 1024
+"""Holds in one op."""
 
 
 class Chunk(NamedTuple):
@@ -55,6 +62,9 @@ class Put:
     stamp: Stamp
     manifest: Manifest
     supersedes: tuple[Dot, ...] = ()
+    is_held: bool = False
+    """The writer has all chunks of it on its disk, synced and verified. Said, and not to be inferred from `chunks`: a
+    registration may name those of equal content that are elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,17 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldRun:
+    """Holds of several puts in one op: the first has its dot, each further one the next seq."""
+
+    dot: Dot
+    stamp: Stamp
+    puts: tuple[Dot, ...]
+    """2 to RUN_MAX of them."""
+    recovered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """The writer no longer has what these holds of its own said."""
 
@@ -94,8 +115,27 @@ class Drop:
     """Each: all holds of that origin up to that seq, for a peer that lost a disk full of them."""
 
 
-Op = Put | Delete | Hold | Drop
+Op = Put | Delete | Hold | HoldRun | Drop
 LiveOp = Put | Hold
+
+
+def last_dot(op: Op) -> Dot:
+    """The dot at the end of an op; its own, of all but a run."""
+    if not isinstance(op, HoldRun):
+        return op.dot
+    return Dot(op.dot.origin, op.dot.seq + len(op.puts) - 1)
+
+
+def holds_in(op: Op) -> Iterator[Hold]:
+    """The holds an op declares."""
+    match op:
+        case Put(is_held=True):
+            yield Hold(op.dot, op.stamp, op.dot)
+        case Hold():
+            yield op
+        case HoldRun(dot=(origin, first)):
+            for seq, put in enumerate(op.puts, first):
+                yield Hold(Dot(origin, seq), op.stamp, put, op.recovered)
 
 
 def needs_of(op: Op) -> tuple[Dot, ...]:
@@ -109,6 +149,8 @@ def needs_of(op: Op) -> tuple[Dot, ...]:
             return supersedes
         case Hold(put=put):
             return (put,)
+        case HoldRun(puts=puts):
+            return puts
         case Drop(supersedes=supersedes, up_to=up_to):
             return supersedes + up_to
 

@@ -25,7 +25,7 @@ from protocol.identity import (
     VersionVector,
     covers_all,
 )
-from protocol.ops import Delete, Drop, Hold, Manifest, Op, Put, needs_of
+from protocol.ops import RUN_MAX, Delete, Drop, Hold, HoldRun, Manifest, Op, Put, holds_in, last_dot, needs_of
 from protocol.store import Store
 from protocol.undoing import Forks, Undone, mark_of
 
@@ -87,9 +87,9 @@ class Replica:
 
     # --- writing the own log ---
 
-    def put(self, manifest: Manifest, wall_ms: int) -> Put:
-        """Write a new version of a file, in place of those known here."""
-        return self._write(Put(*self._next(wall_ms), manifest, self._versions(manifest.file_key)))
+    def put(self, manifest: Manifest, wall_ms: int, *, is_held: bool = False) -> Put:
+        """Write a new version of a file, in place of those known here; declare it held too, see `hold`."""
+        return self._write(Put(*self._next(wall_ms), manifest, self._versions(manifest.file_key), is_held))
 
     def delete(self, file_key: str, wall_ms: int) -> Delete | None:
         """Remove all versions known here; None when there is none, and nothing is written."""
@@ -103,9 +103,25 @@ class Replica:
 
         None when the put is no longer live, or was declared before.
         """
-        if self.store.put_at(put) is None or self.my_holds_of(put):
+        if not self._may_hold(put):
             return None
         return self._write(Hold(*self._next(wall_ms), put, recovered))
+
+    def hold_all(self, puts: Iterable[Dot], wall_ms: int, *, recovered: bool = False) -> list[Hold]:
+        """`hold` each of these puts of which that can be said, in as few ops as may be."""
+        dots = list(filter(self._may_hold, dict.fromkeys(puts)))
+        written: list[Hold] = []
+        for start in range(0, len(dots), RUN_MAX):
+            run = tuple(dots[start : start + RUN_MAX])
+            if len(run) == 1:
+                op: Hold | HoldRun = Hold(*self._next(wall_ms), run[0], recovered)
+            else:
+                op = HoldRun(*self._next(wall_ms), run, recovered)
+            written += holds_in(self._write(op))
+        return written
+
+    def _may_hold(self, put: Dot) -> bool:
+        return self.store.put_at(put) is not None and not self.my_holds_of(put)
 
     def drop(self, holds: Iterable[Hold], wall_ms: int) -> list[Drop]:
         """Take back holds of this peer, those that are live; in as many ops as it takes for each to fit a message."""
@@ -196,7 +212,7 @@ class Replica:
     def _own_seqs(self, ops: Sequence[Op]) -> Iterator[int]:
         """What an op builds on was heard by its writer: a rumor says so too, though no version vector comes with it."""
         for op in ops:
-            yield from (dot.seq for dot in (op.dot, *needs_of(op)) if dot.origin == self.origin)
+            yield from (dot.seq for dot in (last_dot(op), *needs_of(op)) if dot.origin == self.origin)
 
     def _is_removed(self, put: Put) -> bool:
         """Whether it is an upload removed here from a branch that was given up: who did not know writes it again."""
@@ -209,9 +225,8 @@ class Replica:
     def _note_own(self, op: Op, heard: Heard) -> None:
         if op.dot.origin.node_id != self.me:
             return
-        if isinstance(op, Hold) and self.store.hold_at(op.dot) is not None:
-            heard.my_holds.append(op)
-        elif isinstance(op, Drop):
+        heard.my_holds += [hold for hold in holds_in(op) if self.store.hold_at(hold.dot) is not None]
+        if isinstance(op, Drop):
             heard.my_drops += 1
 
     def suffix(self, their_vv: VersionVector, bytes_max: int) -> Suffix | None:
@@ -225,10 +240,10 @@ class Replica:
         return cut_suffix(self.store.raw_log_after(their_vv), bytes_max)
 
     def truncate(self, cut: VersionVector) -> None:
-        """Forget the logs up to `cut`, as far as they were applied here."""
+        """Forget the logs up to `cut`, as far as they were applied here; of a run all or nothing."""
         floors = self.store.floors()
         for origin, seq in sorted(cut.items()):
-            floor = min(seq, self.store.seen(origin))
+            floor = self.store.end_of_log(origin, min(seq, self.store.seen(origin)))
             if floor > floors.get(origin, 0):
                 self.store.raise_floor(origin, floor, self.store.log_hash(Dot(origin, floor)))
 
@@ -263,7 +278,8 @@ class Replica:
         This peer writes under a new epoch from now on. False, and nothing happens, when that peer lacks what this one
         has truncated, which is not in the log any more, or has other logs than this one.
         """
-        if not covers_all(their_vv, self.store.floors()) or forks.disputed(self.store, fingerprints, ()):
+        is_alike = not forks.disputed(self.store, fingerprints, ()) and not forks.points_into_run(self.store, their_vv)
+        if not covers_all(their_vv, self.store.floors()) or not is_alike:
             self.store.clear_incoming()
             return False
         beyond = list(self.store.log_after(their_vv))

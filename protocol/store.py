@@ -12,7 +12,7 @@ from typing import Protocol
 
 from protocol.codec import NO_LOG, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, VersionVector
-from protocol.ops import Hold, LiveOp, Op, Put
+from protocol.ops import Hold, LiveOp, Op, Put, last_dot
 
 
 class Store(Protocol):
@@ -37,10 +37,16 @@ class Store(Protocol):
         """Add to the log, behind everything that arrived before, and to the running hash of its origin's log."""
 
     def log_hash(self, dot: Dot) -> bytes | None:
-        """The running hash of an origin's log up to this dot; None below the floor, beyond the end, or if unknown."""
+        """The running hash of an origin's log up to and with the op that has this dot.
+
+        None below the floor, beyond the end, or if unknown.
+        """
+
+    def end_of_log(self, origin: Origin, up_to: int) -> int:
+        """The last seq up to this one at which an op of the origin's log ends, or the floor; no lower than that."""
 
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
-        """The logged ops `vv` does not cover, in order of arrival."""
+        """The logged ops of which `vv` does not cover all, in order of arrival."""
 
     def raw_log_after(self, vv: VersionVector) -> Iterator[bytes]:
         """The same, encoded."""
@@ -48,7 +54,7 @@ class Store(Protocol):
     def rewind(self, origin: Origin, seq: int) -> list[Op]:
         """Take this origin's ops behind `seq` out of the log and the version vector; they are returned in order.
 
-        `seq` is no lower than the floor.
+        `seq` is no lower than the floor, and an op ends there.
         """
 
     def give_up(self, marks: Iterable[bytes]) -> None:
@@ -96,8 +102,8 @@ class Store(Protocol):
     def add_incoming(self, ops: Iterable[LiveOp]) -> None:
         """Put another peer's live ops aside, for a merge."""
 
-    def is_incoming(self, dot: Dot) -> bool:
-        """Whether that peer's live ops have this dot."""
+    def is_incoming(self, op: LiveOp) -> bool:
+        """Whether that peer has a live op of this kind and dot."""
 
     def incoming(self) -> Iterator[LiveOp]:
         """What was put aside, puts before holds."""
@@ -128,7 +134,7 @@ class MemoryStore:
         self._holds: dict[Dot, Hold] = {}
         self._holds_of: dict[Dot, dict[Dot, Hold]] = {}
         self._sum = 0
-        self._staged: dict[Dot, LiveOp] = {}
+        self._staged: dict[tuple[bool, Dot], LiveOp] = {}
 
     def version_vector(self) -> VersionVector:
         return dict(self._seen)
@@ -144,7 +150,7 @@ class MemoryStore:
 
     def raise_floor(self, origin: Origin, seq: int, log_hash: bytes | None) -> None:
         self._floors[origin] = seq
-        self._log = [op for op in self._log if op.dot.origin != origin or op.dot.seq > seq]
+        self._log = [op for op in self._log if op.dot.origin != origin or last_dot(op).seq > seq]
         hashes = self._log_hashes.get(origin, {})
         self._log_hashes[origin] = {at: known for at, known in hashes.items() if at > seq}
         if log_hash is not None:
@@ -155,15 +161,21 @@ class MemoryStore:
         origin, seq = op.dot
         before = self.log_hash(Dot(origin, seq - 1))
         if before is not None:
-            self._log_hashes.setdefault(origin, {})[seq] = next_log_hash(before, encode_op(op))
+            log_hash = next_log_hash(before, encode_op(op))
+            seqs = range(seq, last_dot(op).seq + 1)
+            self._log_hashes.setdefault(origin, {}).update((at, log_hash) for at in seqs)
 
     def log_hash(self, dot: Dot) -> bytes | None:
         if dot.seq == 0:
             return NO_LOG if dot.origin not in self._floors else None
         return self._log_hashes.get(dot.origin, {}).get(dot.seq)
 
+    def end_of_log(self, origin: Origin, up_to: int) -> int:
+        ends = (last_dot(op).seq for op in self._log if op.dot.origin == origin)
+        return max((end for end in ends if end <= up_to), default=self._floors.get(origin, 0))
+
     def log_after(self, vv: VersionVector) -> Iterator[Op]:
-        return (op for op in list(self._log) if op.dot.seq > vv.get(op.dot.origin, 0))
+        return (op for op in list(self._log) if last_dot(op).seq > vv.get(op.dot.origin, 0))
 
     def raw_log_after(self, vv: VersionVector) -> Iterator[bytes]:
         return map(encode_op, self.log_after(vv))
@@ -238,15 +250,13 @@ class MemoryStore:
         self._sum = state_sum
 
     def add_incoming(self, ops: Iterable[LiveOp]) -> None:
-        self._staged.update((op.dot, op) for op in ops)
+        self._staged.update(((isinstance(op, Hold), op.dot), op) for op in ops)
 
-    def is_incoming(self, dot: Dot) -> bool:
-        return dot in self._staged
+    def is_incoming(self, op: LiveOp) -> bool:
+        return (isinstance(op, Hold), op.dot) in self._staged
 
     def incoming(self) -> Iterator[LiveOp]:
-        ops = [op for _, op in sorted(self._staged.items())]
-        yield from (op for op in ops if isinstance(op, Put))
-        yield from (op for op in ops if isinstance(op, Hold))
+        yield from [op for _, op in sorted(self._staged.items())]
 
     def clear_incoming(self) -> None:
         self._staged.clear()

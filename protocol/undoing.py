@@ -10,7 +10,7 @@ from protocol import catalog
 from protocol.codec import manifest_fields, pack
 from protocol.forks import Fork
 from protocol.identity import Dot, NodeId, Origin
-from protocol.ops import Delete, Drop, Hold, Manifest, Op, Put, needs_of
+from protocol.ops import Delete, Drop, Hold, HoldRun, LiveOp, Manifest, Op, Put, holds_in, needs_of
 from protocol.store import Store
 
 Forks = Mapping[Origin, Fork]
@@ -67,12 +67,16 @@ class Undone:
         return self._is_given_up(op.dot)
 
     def _end(self, op: Op) -> bool:
+        """Take what it made live out of the state; whether it was live still."""
+        found: Iterable[LiveOp | None]
         if isinstance(op, Put):
-            live: Put | Hold | None = self._store.put_at(op.dot)
+            found = (self._store.put_at(op.dot),)
         else:
-            live = self._store.hold_at(op.dot) if isinstance(op, Hold) else None
-        catalog.end_if_live(self._store, live)
-        return live is not None
+            found = [self._store.hold_at(hold.dot) for hold in holds_in(op)]
+        live = [one for one in found if one is not None]
+        for one in live:
+            catalog.end(self._store, one)
+        return bool(live)
 
     def write_again(self, write: Write) -> None:
         """Write the same under new dots; what was removed since is not, and each peer declares its own holds anew.
@@ -82,17 +86,18 @@ class Undone:
         for op in self._ops:
             match op:
                 case Put() if op.dot in self._was_live and self._is_ours(op):
-                    self._renamed[op.dot] = write(replace(op, supersedes=self._now(op.supersedes)))
+                    again = replace(op, supersedes=self._now(op.supersedes), is_held=False)
+                    self._renamed[op.dot] = write(again)
                 case Put():
-                    again = () if op.dot in self._was_live else tuple(self._removed_again(op.manifest))
-                    names = self._now(op.supersedes) + again
+                    others = () if op.dot in self._was_live else tuple(self._removed_again(op.manifest))
+                    names = self._now(op.supersedes) + others
                     self._remove(Delete(op.dot, op.stamp, op.manifest.file_key, names), write)
                 case Delete():
                     self._remove(replace(op, supersedes=self._now(op.supersedes)), write)
                 case Drop():
                     up_to = tuple(self._last_standing(op.up_to))
                     self._remove(replace(op, supersedes=self._now(op.supersedes), up_to=up_to), write)
-                case Hold():
+                case Hold() | HoldRun():
                     pass
 
     def _removed_again(self, manifest: Manifest) -> Iterable[Dot]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
+import msgpack
 from blake3 import blake3
 
 from sim.disk import Platter
 
 Origin = tuple[str, int]
+
+RUN_KIND = 5
+"""What a run of holds begins with, behind the head of its list."""
 
 _ORIGINS = "JOIN origins ON origins.id = {}.origin JOIN nodes ON nodes.id = origins.node"
 
@@ -64,22 +68,39 @@ def _by_origin(platter: Platter, column: str) -> dict[Origin, int]:
 
 
 def logs_on(platter: Platter) -> dict[tuple[str, int, int], bytes]:
-    """Every logged op, by its dot."""
+    """Every logged op, by each dot it has."""
     query = f"SELECT node_id, epoch, log.seq, op FROM log {_ORIGINS.format('log')}"
     return {
         (node_id, epoch, seq): op
         for database in databases_on(platter)
-        for node_id, epoch, seq, op in database.execute(query)
+        for node_id, epoch, last, op in database.execute(query)
+        for seq in range(last + 1 - dots_of(op), last + 1)
     }
 
 
+def dots_of(raw: bytes) -> int:
+    """How many dots a logged op has. Said of its bytes alone: what one looks with shares no code with what one sees."""
+    kind, puts = msgpack.unpackb(raw)[0:6:5]
+    return len(puts) if kind == RUN_KIND else 1
+
+
 def gaps_on(platter: Platter) -> list[Origin]:
-    """The origins whose log does not have each op from its floor to what was applied."""
+    """The origins whose log does not have each dot from its floor to what was applied."""
+    within = "log.origin = origins.id AND log.seq > floor AND log.seq <= seen"
     query = (
-        "SELECT node_id, epoch FROM origins JOIN nodes ON nodes.id = origins.node WHERE seen - floor !="
-        " (SELECT count(*) FROM log WHERE log.origin = origins.id AND log.seq > floor AND log.seq <= seen)"
+        f"SELECT origins.id, node_id, epoch, seen - floor - (SELECT count(*) FROM log WHERE {within})"
+        " FROM origins JOIN nodes ON nodes.id = origins.node"
     )
-    return [(node_id, epoch) for database in databases_on(platter) for node_id, epoch in database.execute(query)]
+    # Of runs, by the second byte of what is a list: each is one row and has more dots than that.
+    runs = f"SELECT origins.id, op FROM log JOIN origins ON {within} WHERE hex(substr(op, 2, 1)) = '{RUN_KIND:02X}'"
+    found: list[Origin] = []
+    for database in databases_on(platter):
+        more: dict[int, int] = {}
+        for origin, op in database.execute(runs):
+            more[origin] = more.get(origin, 0) + dots_of(op) - 1
+        rows = database.execute(query)
+        found += [(node_id, epoch) for origin, node_id, epoch, missing in rows if missing != more.get(origin, 0)]
+    return found
 
 
 def holders_on(platter: Platter) -> dict[tuple[str, int, int], list[str]]:

@@ -128,8 +128,13 @@ class Uploads:
         fresh = {chunk.hash: chunk for chunk in intake.fresh}
 
         def step() -> tuple[Put, list[FreshChunk]]:
-            put = self._same_as_shown(manifest) or self._here.replica.put(manifest, self._here.wall_ms())
-            return put, self._here.take_hold(put.dot, fresh, {}, recovered=False)
+            known = self._same_as_shown(manifest)
+            if known is not None:
+                return known, self._here.take_holds([known.dot], fresh, {}, recovered=False)
+            put = self._here.replica.put(manifest, self._here.wall_ms(), is_held=True)
+            adopted = self._here.take_content(put.dot, fresh, {})
+            assert adopted is not None, "all that was taken in is fresh"
+            return put, adopted
 
         put, adopted = await self._here.database.write(step, grows=True)
         if all(chunk.content is not None for chunk in fresh.values()):

@@ -5,12 +5,14 @@ One transaction does all of it, so the suffix in the answer brings the new holds
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from blake3 import blake3
 
+from peer.complaints import Complaints
 from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger, Learn
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
@@ -21,12 +23,17 @@ from peer.store.rows import ChunkRow
 from peer.world.env import Env, StoreError, Work
 from protocol import messages
 from protocol.codec import decode_op, dots_in
-from protocol.errors import MalformedMessage
+from protocol.errors import MalformedMessage, WrongVersion
 from protocol.forks import fingerprints_for, fingerprints_of_all
 from protocol.identity import Member
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Chunk, Op, Put
 from protocol.replica import Heard, Suffix
+
+log = logging.getLogger("minidfs.answer")
+
+SENDER_CHARS_MAX = 200
+"""Of what a stranger calls itself."""
 
 DECODE_INLINE_BYTES_MAX = 64 * 1024
 """More ops than this are decoded off the event loop."""
@@ -64,6 +71,19 @@ class Answering:
         self._exchanger = exchanger
         self._whole_states = whole_states
         self._learn = learn
+        self._complaints = Complaints(log, env.clock.now)
+
+    def read(self, raw: bytes, sender: str) -> ExchangeRequest:
+        """A request from its bytes; `sender` is what whoever sent it calls itself.
+
+        Raises MalformedMessage, WrongCluster, and WrongVersion, which is logged: nothing else would say why nothing
+        comes of it.
+        """
+        try:
+            return messages.decode_request(self._others.cluster_id, raw)
+        except WrongVersion as error:
+            self._complaints.say(sender, f"an exchange with {sender[:SENDER_CHARS_MAX]!r} was refused: {error}")
+            raise
 
     async def answer(self, request: ExchangeRequest) -> ExchangeReply:
         """Apply what a peer sent, hold what it asks for, and tell it what it lacks.
@@ -167,7 +187,7 @@ class Answering:
         if heard.disputed:
             refused = self._reply(members, request, None, heard)
             return _Answered(refused, [], 0, declare=False, disagrees=False, heard=heard)
-        adopted = [chunk for dot in request.hold for chunk in here.take_hold(dot, fresh, rows, recovered=False)]
+        adopted = here.take_holds(request.hold, fresh, rows, recovered=False)
         for dot in request.hold:
             # Who asks takes our hold in the catalog for our word that we have it now.
             if not store.is_held(dot):

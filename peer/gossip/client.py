@@ -46,6 +46,10 @@ class PeerUnreachable(Exception):
     """A peer did not answer, or not as peers do; try another one, or later."""
 
 
+class PeerRefused(PeerUnreachable):
+    """A peer answered that it does not take such a request, or in a way that is not understood: later is no better."""
+
+
 class PeerClient:
     """Speaks to the other peers of one cluster."""
 
@@ -231,7 +235,8 @@ def said_in(status: int, content: bytes) -> str:
 
 def _check_accepted(peer: Member, status: int, content: bytes) -> None:
     if status != httpx.codes.OK:
-        raise PeerUnreachable(f"{peer.node_id} refused: {said_in(status, content)}")
+        kind = PeerRefused if httpx.codes.is_client_error(status) else PeerUnreachable
+        raise kind(f"{peer.node_id} refused: {said_in(status, content)}")
 
 
 @lru_cache(maxsize=1024)
@@ -271,4 +276,4 @@ def _understood(peer: Member) -> Iterator[None]:
     try:
         yield
     except (ProtocolError, ValueError, TypeError) as error:
-        raise PeerUnreachable(f"{peer.node_id} does not answer as a peer does: {error}") from None
+        raise PeerRefused(f"{peer.node_id} does not answer as a peer does: {error}") from None

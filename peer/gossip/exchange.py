@@ -14,8 +14,9 @@ from typing import NoReturn
 
 import trio
 
+from peer.complaints import Complaints
 from peer.config import Config
-from peer.gossip.client import PeerUnreachable
+from peer.gossip.client import PeerRefused, PeerUnreachable
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
@@ -25,9 +26,9 @@ from peer.store.rows import find_log_hash, raw_log_after
 from peer.tasks import Keeper
 from peer.worker import Worker
 from peer.world.env import Env, StoreError
-from protocol.codec import decode_op, dots_in
+from protocol.codec import OpDots, decode_op, dots_in
 from protocol.errors import MalformedMessage
-from protocol.forks import Fingerprints, NamedDots, fingerprints_for
+from protocol.forks import Fingerprints, fingerprints_for
 from protocol.identity import Dot, Member, NodeId, Origin, VersionVector, covers, covers_all
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Op
@@ -109,6 +110,7 @@ class Exchanger(Worker):
         self._learn = learn
         self._links: dict[NodeId, Link] = {}
         self._chance = env.chance("push")
+        self._complaints = Complaints(log, env.clock.now)
         self._nursery: trio.Nursery | None = None
         here.news.follow(self.wake)
 
@@ -146,7 +148,14 @@ class Exchanger(Worker):
         link = self._links.get(node_id)
         if link is None:
             link = self._links[node_id] = Link(
-                self._config, self._here, self._others, self._whole_states, self._forks, self._learn, node_id
+                self._config,
+                self._here,
+                self._others,
+                self._whole_states,
+                self._forks,
+                self._learn,
+                self._complaints,
+                node_id,
             )
             self._start(link)
         return link
@@ -209,9 +218,11 @@ class Link:
         whole_states: WholeStates,
         forks: Forks,
         learn: Learn,
+        complaints: Complaints,
         node_id: NodeId,
     ) -> None:
         self._forks = forks
+        self._complaints = complaints
         self._config = config
         self._here = here
         self._others = others
@@ -267,6 +278,9 @@ class Link:
                 turn.error = error
                 self.failed += 1
                 log.debug("exchange with %s failed: %s", self.node_id, error)
+                if isinstance(error, PeerRefused):
+                    # Until somebody does something about it nothing is exchanged with that one.
+                    self._complaints.say(self.node_id, f"exchange with {self.node_id} failed: {error}")
             finally:
                 # Whatever happened: who waits is told.
                 turn.done.set()
@@ -327,7 +341,7 @@ class Link:
         )
         return request, hold[len(asked) :], suffix.more if suffix else False
 
-    def _fingerprints(self, committed: Committed, dots: Iterable[NamedDots]) -> Fingerprints:
+    def _fingerprints(self, committed: Committed, dots: Iterable[OpDots]) -> Fingerprints:
         """What is said of our logs along with the ops of these dots."""
         vv, database = committed.version_vector, self._here.database
         theirs = vv if self.known_vv is None else self.known_vv
@@ -337,7 +351,7 @@ class Link:
 
         return fingerprints_for(log_hash, self.node_id, vv, theirs, dots)
 
-    def _suffix(self, committed: Committed) -> tuple[Suffix | None, Iterable[NamedDots]]:
+    def _suffix(self, committed: Committed) -> tuple[Suffix | None, Iterable[OpDots]]:
         """What the peer lacks, and the dots of that; nothing before it has said what it has; None when our log has no
         longer all of it."""
         known = self.known_vv
@@ -348,7 +362,7 @@ class Link:
         rows = committed.tail.after(known, committed.version_vector)
         if rows is not None:
             suffix = cut_suffix((row.raw for row in rows), OPS_BYTES_MAX)
-            return suffix, [(row.dot, row.needs) for row in rows[: len(suffix.ops)]]
+            return suffix, [row.dots for row in rows[: len(suffix.ops)]]
         suffix = self._here.database.look_up(
             lambda connection: cut_suffix(raw_log_after(connection, known), OPS_BYTES_MAX)
         )

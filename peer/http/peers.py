@@ -46,7 +46,8 @@ async def exchange(request: Request) -> Response:
     """`POST /peer/exchange`: swap log suffixes."""
     services = peer_services(request)
     raw = await body_of(request, codec.MESSAGE_BYTES_MAX)
-    reply = await services.answering.answer(messages.decode_request(services.others.cluster_id, raw))
+    answering = services.answering
+    reply = await answering.answer(answering.read(raw, request.headers.get("user-agent", "somebody")))
     return _packed(messages.encode_reply(reply))
 
 

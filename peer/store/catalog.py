@@ -29,9 +29,9 @@ from peer.store.rows import (
     unreadable_rows,
 )
 from peer.store.tail import LogRow, LogTail
-from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
+from protocol.codec import NO_LOG, OpDots, decode_op, encode_op, next_log_hash
 from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector, ms_of_stamp
-from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id, needs_of
+from protocol.ops import Chunk, Hold, LiveOp, Op, Put, item_id, last_dot, needs_of
 from protocol.placement import partition_of
 from protocol.store import show_order
 
@@ -161,14 +161,15 @@ class SqliteStore:
         self.connection.execute("DELETE FROM log WHERE origin = ? AND seq <= ?", (row.id, seq))
 
     def append(self, op: Op) -> None:
-        row, raw = self._origin_row(op.dot.origin), encode_op(op)
-        before = self.log_hash(Dot(op.dot.origin, op.dot.seq - 1))
+        (origin, first), last = op.dot, last_dot(op).seq
+        row, raw = self._origin_row(origin), encode_op(op)
+        before = self.log_hash(Dot(origin, first - 1))
         log_hash = None if before is None else next_log_hash(before, raw)
         self.connection.execute(
-            "INSERT INTO log (origin, seq, op, hash) VALUES (?, ?, ?, ?)", (row.id, op.dot.seq, raw, log_hash)
+            "INSERT INTO log (origin, seq, op, hash) VALUES (?, ?, ?, ?)", (row.id, last, raw, log_hash)
         )
-        row.tail = op.dot.seq, log_hash
-        self._appended.append(LogRow(op.dot, needs_of(op), raw, log_hash))
+        row.tail = last, log_hash
+        self._appended.append(LogRow(OpDots(origin, first, last, needs_of(op)), raw, log_hash))
 
     def log_hash(self, dot: Dot) -> bytes | None:
         origin, seq = dot
@@ -178,6 +179,12 @@ class SqliteStore:
         if row.tail is not None and row.tail[0] == seq:
             return row.tail[1]
         return log_hash_at(self.connection, row.id, seq)
+
+    def end_of_log(self, origin: Origin, up_to: int) -> int:
+        row = self._origin_row(origin)
+        query = "SELECT max(seq) FROM log WHERE origin = ? AND seq <= ?"
+        (found,) = self.connection.execute(query, (row.id, up_to)).fetchone()
+        return row.floor if found is None else int(found)
 
     def committed_tail(self) -> LogTail:
         """The end of the log, now that the transaction is committed."""
@@ -426,8 +433,8 @@ class SqliteStore:
     def add_incoming(self, ops: Iterable[LiveOp]) -> None:
         self._incoming.add(ops)
 
-    def is_incoming(self, dot: Dot) -> bool:
-        return self._incoming.has(dot)
+    def is_incoming(self, op: LiveOp) -> bool:
+        return self._incoming.has(op)
 
     def incoming(self) -> Iterator[LiveOp]:
         return self._incoming.all()

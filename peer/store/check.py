@@ -16,6 +16,7 @@ from peer.world.env import Disk, FileMissing, StartError, StoreError
 from protocol import catalog
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
+from protocol.ops import last_dot
 
 READ_BYTES = 1024 * 1024
 DATABASE_LINES_MAX = 10
@@ -130,12 +131,15 @@ def _wrong_in_log(
     expected = floor + 1
     for seq, op, known in connection.execute("SELECT seq, op, hash FROM log WHERE origin = ? ORDER BY seq", (origin,)):
         report.ops += 1
-        if seq != expected:
-            return f"lacks op {expected}"
         try:
-            log_hash = None if log_hash is None else next_log_hash(log_hash, encode_op(decode_op(op)))
+            found = decode_op(op)
         except MalformedMessage as error:
             return f"has op {seq} that cannot be read: {error}"
+        if last_dot(found).seq != seq:
+            return f"has another op {seq} than was written"
+        if found.dot.seq != expected:
+            return f"lacks op {expected}"
+        log_hash = None if log_hash is None else next_log_hash(log_hash, encode_op(found))
         if None not in (known, log_hash) and known != log_hash:
             return f"has another op {seq} than was written"
         log_hash = known if log_hash is None else log_hash

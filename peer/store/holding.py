@@ -179,28 +179,41 @@ class Holding:
         self.replica.drop(unbacked, self.wall_ms())
         return heard
 
-    def take_hold(
-        self, put: Dot, fresh: Mapping[bytes, FreshChunk], rows: Mapping[bytes, ChunkRow], *, recovered: bool
+    def take_holds(
+        self,
+        puts: Iterable[Dot],
+        fresh: Mapping[bytes, FreshChunk],
+        rows: Mapping[bytes, ChunkRow],
+        *,
+        recovered: bool,
     ) -> list[FreshChunk]:
-        """A step: declare a put held if all its chunks are there, fresh or verified; returns what was adopted.
+        """A step: declare those of these puts held of which all chunks are there; returns what was adopted of them."""
+        taken = {put: self.take_content(put, fresh, rows) for put in puts}
+        whole = {put: adopted for put, adopted in taken.items() if adopted is not None}
+        self.replica.hold_all(whole, self.wall_ms(), recovered=recovered)
+        return [chunk for adopted in whole.values() for chunk in adopted]
 
-        Nothing happens when the put is no longer live, or lacks a chunk.
+    def take_content(
+        self, put: Dot, fresh: Mapping[bytes, FreshChunk], rows: Mapping[bytes, ChunkRow]
+    ) -> list[FreshChunk] | None:
+        """A step's part: have the content of a put if all its chunks are there, fresh or verified, to declare it held.
+
+        Returns what was adopted. None, and nothing happens, when the put is no longer live, or lacks a chunk.
         """
         store = self.database.store
         found = store.put_row(put)
         if found is None or found[1].manifest.chunks is None:
-            return []
+            return None
         row_id, live = found
         chunks = live.manifest.chunks or ()
         is_whole = all(chunk.hash in fresh or self.is_still(chunk.hash, rows.get(chunk.hash)) for chunk in chunks)
         if not is_whole and not store.is_held(put):
-            return []
+            return None
         # Of a put held already too: bytes that just came take the place of some that may have rotted.
         hashes = dict.fromkeys(chunk.hash for chunk in chunks)
         adopted = [fresh[chunk_hash] for chunk_hash in hashes if chunk_hash in fresh]
         adopt(store, adopted)
         store.mark_held(row_id, chunks)
-        self.replica.hold(put, self.wall_ms(), recovered=recovered)
         return adopted
 
     def is_still(self, chunk_hash: bytes, verified: ChunkRow | None) -> bool:
@@ -277,6 +290,6 @@ class Holding:
         def step() -> None:
             if found_undeclared and not all(self.is_still(chunk.hash, rows.get(chunk.hash)) for chunk in chunks):
                 self.take_back(put.dot)
-            self.take_hold(put.dot, {}, rows, recovered=False)
+            self.take_holds([put.dot], {}, rows, recovered=False)
 
         await self.database.write(step)

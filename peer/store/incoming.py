@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 
 from peer.store.rows import PAGE_ROWS
 from protocol.codec import decode_op, encode_op
-from protocol.identity import Dot
 from protocol.ops import Hold, LiveOp, Put
 
 
@@ -24,11 +23,11 @@ class Incoming:
             [(*op.dot.origin, op.dot.seq, isinstance(op, Hold), encode_op(op)) for op in ops],
         )
 
-    def has(self, dot: Dot) -> bool:
-        """Whether an op of this dot is among them."""
+    def has(self, op: LiveOp) -> bool:
+        """Whether a live op of this kind and dot is among them."""
         (found,) = self._connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM incoming WHERE is_hold IN (0, 1) AND node_id = ? AND epoch = ? AND seq = ?)",
-            (*dot.origin, dot.seq),
+            "SELECT EXISTS (SELECT 1 FROM incoming WHERE is_hold = ? AND node_id = ? AND epoch = ? AND seq = ?)",
+            (isinstance(op, Hold), *op.dot.origin, op.dot.seq),
         ).fetchone()
         return bool(found)
 

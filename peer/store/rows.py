@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, repeat, zip_longest
 from typing import Any, NamedTuple
 
 import msgpack
@@ -171,16 +172,21 @@ def raw_log_after(connection: sqlite3.Connection, vv: VersionVector) -> Iterator
 
 def log_hash_at(connection: sqlite3.Connection, origin_row: int, seq: int) -> bytes | None:
     """The running hash in an origin's log at a seq above its floor; None when it is not known."""
-    found = connection.execute("SELECT hash FROM log WHERE origin = ? AND seq = ?", (origin_row, seq)).fetchone()
+    # The op that has this dot ends there, or is a run that ends behind it.
+    query = "SELECT hash FROM log WHERE origin = ? AND seq >= ? ORDER BY seq LIMIT 1"
+    found = connection.execute(query, (origin_row, seq)).fetchone()
     return found[0] if found else None
 
 
 def find_log_hash(connection: sqlite3.Connection, dot: Dot) -> bytes | None:
     """The running hash of an origin's log at a dot; None when it is not known."""
-    in_log = "(SELECT hash FROM log WHERE origin = origins.id AND seq = ?)"
-    query = f"SELECT CASE WHEN floor = ? THEN floor_hash ELSE {in_log} END {_ORIGIN}"
-    found = connection.execute(query, (dot.seq, dot.seq, *dot.origin)).fetchone()
-    return found[0] if found else None
+    found = connection.execute(f"SELECT id, floor, floor_hash {_ORIGIN}", dot.origin).fetchone()
+    if found is None:
+        return None
+    origin, floor, floor_hash = found
+    if dot.seq <= floor:
+        return floor_hash if dot.seq == floor else None
+    return log_hash_at(connection, origin, dot.seq)
 
 
 def find_log_hashes(connection: sqlite3.Connection, last: Dot, limit: int) -> tuple[int, list[bytes]]:
@@ -188,19 +194,26 @@ def find_log_hashes(connection: sqlite3.Connection, last: Dot, limit: int) -> tu
 
     With the seq of the first one, or of the op behind them when there are none.
     """
-    found = connection.execute(f"SELECT id, seen, floor, floor_hash {_ORIGIN}", last.origin).fetchone()
+    found = connection.execute(f"SELECT id, floor, floor_hash {_ORIGIN}", last.origin).fetchone()
     if found is None:
         return 1, []
-    origin, seen, floor, floor_hash = found
+    origin, floor, floor_hash = found
     rows = connection.execute(
         "SELECT seq, hash FROM log WHERE origin = ? AND seq <= ? ORDER BY seq DESC LIMIT ?", (origin, last.seq, limit)
     ).fetchall()
-    if floor_hash is not None and floor and len(rows) < limit:
-        rows.append((floor, floor_hash))
-    known = [(seq, log_hash) for seq, log_hash in rows if log_hash is not None]
-    known.reverse()
-    first = known[0][0] if known else min(last.seq, seen) + 1
-    return first, [log_hash for _, log_hash in known]
+    if len(rows) < limit:
+        rows.append((floor, floor_hash if floor else None))
+    log_hashes = list(islice(_hashes_at_each(rows), limit))
+    log_hashes.reverse()
+    return rows[0][0] + 1 - len(log_hashes), log_hashes
+
+
+def _hashes_at_each(rows: Sequence[tuple[int, bytes | None]]) -> Iterator[bytes]:
+    """The running hashes at each seq, from those at the ends of ops, last first; up to one that is not known."""
+    for (seq, log_hash), (before, _) in zip_longest(rows, rows[1:], fillvalue=(None, None)):
+        if seq is None or log_hash is None:
+            return
+        yield from repeat(log_hash, 1 if before is None else seq - before)
 
 
 def version_vector_of(connection: sqlite3.Connection) -> VersionVector:

@@ -18,7 +18,7 @@ from peer.world.env import StartError
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -59,6 +59,11 @@ def m004_forks(db: sqlite_utils.Database) -> None:
             for arrival, op in rows.fetchall():
                 log_hash = next_log_hash(log_hash, encode_op(decode_op(op)))
                 db.execute("UPDATE log SET hash = ? WHERE arrival = ?", [log_hash, arrival])
+
+
+@migrations()
+def m005_runs(db: sqlite_utils.Database) -> None:
+    """The log may have ops that no earlier release can read; in `log`, `seq` is that of an op's last dot."""
 
 
 def migrate(db: sqlite_utils.Database) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from protocol.codec import OpDots
 from protocol.identity import Dot, VersionVector
 
 ROWS_MAX = 4096
@@ -16,12 +17,15 @@ BYTES_MAX = 8 * 1024 * 1024
 class LogRow(NamedTuple):
     """An op of the log, with what is said of it to others."""
 
-    dot: Dot
-    needs: tuple[Dot, ...]
-    """The dots it names."""
+    dots: OpDots
     raw: bytes
     log_hash: bytes | None
-    """The running hash of its origin's log up to it; None where that is not known."""
+    """The running hash of its origin's log up to its last dot; None where that is not known."""
+
+    @property
+    def last(self) -> Dot:
+        """The last dot it has."""
+        return Dot(self.dots.origin, self.dots.last)
 
 
 class LogTail:
@@ -46,7 +50,7 @@ class LogTail:
         return LogTail(rows, size, self._hashes)
 
     def log_hash(self, dot: Dot) -> bytes | None:
-        """The running hash of the log of a dot's origin up to it, if that op is here."""
+        """The running hash of the log of a dot's origin up to it, if an op that ends there is here."""
         return self._hashes.get(dot)
 
     def after(
@@ -57,20 +61,21 @@ class LogTail:
         Those of a transaction that is not committed yet lie behind this tail.
         """
         missing = sum(max(0, seq - vv.get(origin, 0)) for origin, seq in seen.items())
-        if missing > len(self._rows) + len(uncommitted):
-            return None
         found: list[LogRow] = []
         for row in chain(reversed(uncommitted), reversed(self._rows)):
-            if len(found) == missing:
+            if missing <= 0:
                 break
-            if row.dot.seq > vv.get(row.dot.origin, 0):
+            origin, first, last, _ = row.dots
+            lacking = last - max(first - 1, vv.get(origin, 0))
+            if lacking > 0:
+                missing -= lacking
                 found.append(row)
         found.reverse()
-        return found if len(found) == missing else None
+        return found if not missing else None
 
 
 def _hashes_of(rows: Sequence[LogRow]) -> dict[Dot, bytes]:
-    return {row.dot: row.log_hash for row in rows if row.log_hash is not None}
+    return {row.last: row.log_hash for row in rows if row.log_hash is not None}
 
 
 def _last_of(rows: Sequence[LogRow]) -> tuple[LogRow, ...]:

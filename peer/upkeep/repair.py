@@ -228,7 +228,7 @@ class Repair(Worker):
 
         def step() -> tuple[list[FreshChunk], set[Dot]]:
             known = {put.dot for put in puts if here.replica.my_holds_of(put.dot)}
-            adopted = [chunk for put in puts for chunk in here.take_hold(put.dot, fresh, rows, recovered=True)]
+            adopted = here.take_holds([put.dot for put in puts], fresh, rows, recovered=True)
             return adopted, known
 
         adopted, known = await here.database.write(step, grows=True)

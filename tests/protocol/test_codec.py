@@ -19,6 +19,7 @@ from protocol.codec import (
     MS_MAX,
     OP_BYTES_MAX,
     SIZE_MAX,
+    OpDots,
     decode_op,
     digest_of,
     dots_in,
@@ -33,7 +34,7 @@ from protocol.codec import (
 )
 from protocol.errors import MalformedMessage
 from protocol.identity import EPOCH_BITS, SEQ_MAX, STAMP_MAX, Dot, NodeId, Origin, VersionVector
-from protocol.ops import COPIES_MAX, LiveOp, Manifest, Op, Put, needs_of
+from protocol.ops import COPIES_MAX, RUN_MAX, LiveOp, Manifest, Op, Put, holds_in, last_dot, needs_of
 
 PUT = ["node-1", 7, 1, 0, ["a", "a.txt", 0, bytes(HASH_BYTES), "text/plain", 0, 3, []], []]
 
@@ -57,7 +58,7 @@ def test_an_op_comes_back_from_its_bytes(op: Op) -> None:
 
 @given(all_ops)
 def test_the_dots_in_an_ops_bytes_are_its_own_and_those_it_names(op: Op) -> None:
-    assert dots_in(encode_op(op)) == (op.dot, needs_of(op))
+    assert dots_in(encode_op(op)) == OpDots(op.dot.origin, op.dot.seq, last_dot(op).seq, needs_of(op))
 
 
 @given(all_ops)
@@ -225,7 +226,7 @@ def test_a_value_at_its_limit_passes_and_one_beyond_is_malformed(limit: str) -> 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ((0,), 4),
+        ((0,), 6),
         ((0,), True),
         ((0,), 0.0),
         ((1,), "../etc"),
@@ -251,6 +252,30 @@ def test_a_put_with_a_value_that_cannot_be_is_malformed(path: tuple[int, ...], v
     decode_op(pack([0, *PUT]))
     with pytest.raises(MalformedMessage):
         decode_op(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("seq", "puts"), [(1, 0), (1, 1), (1, RUN_MAX + 1), (SEQ_MAX, 2), (SEQ_MAX - RUN_MAX + 2, RUN_MAX)]
+)
+def test_a_run_of_too_few_holds_or_too_many_is_malformed(seq: int, puts: int) -> None:
+    def raw(seq: int, puts: int) -> bytes:
+        return pack([5, "node-1", 7, seq, 0, [["node-1", 7, 1]] * puts, False])
+
+    for size in (2, RUN_MAX):
+        op = decode_op(raw(SEQ_MAX - size + 1, size))
+        assert last_dot(op).seq == SEQ_MAX
+    with pytest.raises(MalformedMessage):
+        decode_op(raw(seq, puts))
+
+
+@given(puts)
+def test_what_a_put_says_of_its_writers_hold_is_no_part_of_its_digest_but_of_its_bytes(put: Put) -> None:
+    other = replace(put, is_held=not put.is_held)
+    assert digest_of(put) == digest_of(other)
+    assert encode_op(put) != encode_op(other)
+    (held,) = (one for one in (put, other) if one.is_held)
+    assert [(hold.dot, hold.put, hold.stamp) for hold in holds_in(held)] == [(put.dot, put.dot, put.stamp)]
+    assert not list(holds_in(replace(put, is_held=False)))
 
 
 @given(dots)

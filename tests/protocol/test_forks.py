@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from replicas.cluster import served_hashes, snapshot_of
+from replicas.stores import STORES, StoreKind
 
+from peer.store.catalog import SqliteStore
+from peer.store.rows import find_log_hashes
 from protocol.codec import NO_LOG, decode_op, dots_in, encode_op, next_log_hash
 from protocol.forks import Fork, find_fork, fingerprints_for
 from protocol.identity import Dot, NodeId, Origin, Stamp
-from protocol.ops import Delete, Drop, Hold, Manifest, Put
+from protocol.ops import Delete, Drop, Hold, HoldRun, Manifest, Op, Put, last_dot
 from protocol.replica import Heard, Replica
-from protocol.store import MemoryStore
+from protocol.store import MemoryStore, Store
 
 NOW = 1_700_000_000_000
 NO_LIMIT = 1 << 30
@@ -228,6 +231,66 @@ def test_a_hold_of_a_put_that_was_given_up_ends_and_is_not_written_again() -> No
     assert not list(me.store.holds_by(me.me))
 
 
+def test_a_put_that_is_written_again_is_declared_held_by_who_has_looked_for_it() -> None:
+    me = replica("p")
+    me.put(manifest("a"), NOW, is_held=True)
+    me.end_forks({me.origin: Fork(0, 1)}, NOW)
+    (put,) = me.store.log_after({})
+    assert isinstance(put, Put)
+    assert not put.is_held
+    assert not list(me.store.holds_by(me.me))
+
+
+def test_a_run_with_a_put_that_was_given_up_is_taken_back_whole() -> None:
+    image, _, misled = forked()
+    puts = [op.dot for op in misled.store.live() if isinstance(op, Put)]
+    assert len(misled.hold_all(puts, NOW)) == 3
+    image.end_forks({image.origin: Fork(1, 2)}, NOW)
+    misled.end_forks({puts[0].origin: Fork(1, 2)}, NOW)
+    assert not misled.store.holds_by(misled.me)
+    assert all(origin.node_id == NodeId("p") for origin in misled.store.version_vector())
+
+
+def runs_of(length: int, name: str = "h") -> tuple[Replica, Replica]:
+    """One that wrote six puts, and one that holds all of them and said so in runs of this length."""
+    writer, holder = replica("w"), replica(name)
+    puts = [writer.put(manifest(f"{n}"), NOW).dot for n in range(6)]
+    tell(writer, holder)
+    for start in range(0, 6, length):
+        holder.hold_all(puts[start : start + length], NOW)
+    return writer, holder
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_logs_of_which_one_has_a_run_where_the_other_has_an_end_are_told_apart(*, reverse: bool) -> None:
+    (_, one), (_, other) = runs_of(2), runs_of(3)
+    origin = other.origin = one.origin
+    if reverse:
+        one, other = other, one
+    third = replica("t")
+    # As far as one has it, the end of an op; the other has that dot inside a run.
+    ops = [op for op in one.store.log_after({}) if op.dot.origin != origin or op.dot.seq == 1]
+    third.hear({}, {}, ops, NOW)
+    assert third.store.seen(origin) in (2, 3)
+    assert tell(other, third).disputed == (origin,)
+    assert tell(third, other).disputed == (origin,)
+    third.end_forks({origin: find_fork(third.store, origin, *served_hashes(other.store, origin))}, NOW)
+    assert third.store.seen(origin) == 0
+    tell(other, third)
+    assert third.root() == other.root()
+
+
+def test_a_run_that_comes_and_is_known_in_part_is_of_another_log() -> None:
+    """Whatever is said of the logs."""
+    (_, one), (_, other) = runs_of(2), runs_of(3)
+    other.origin = one.origin
+    run = next(op for op in other.store.log_after({}) if isinstance(op, HoldRun))
+    third = replica("t")
+    third.hear({}, {}, [op for op in one.store.log_after({}) if op.dot.seq == 1 or isinstance(op, Put)], NOW)
+    assert third.hear({}, {}, [run], NOW).disputed == (one.origin,)
+    assert third.store.seen(one.origin) == 2
+
+
 def test_a_whole_state_of_another_branch_is_not_taken_over() -> None:
     image, told, _ = forked()
     told.put(manifest("unrelated"), NOW)
@@ -263,6 +326,7 @@ def test_an_op_that_names_one_of_another_branch_is_not_heard_even_by_who_has_bot
 
 
 @given(
+    kind=st.sampled_from(STORES),
     common=st.integers(0, 12),
     mine=st.integers(0, 6),
     theirs=st.integers(0, 6),
@@ -270,31 +334,47 @@ def test_an_op_that_names_one_of_another_branch_is_not_heard_even_by_who_has_bot
     their_floor=st.integers(0, 18),
 )
 def test_where_two_logs_fork_is_found_or_known_to_be_lost(
-    common: int, mine: int, theirs: int, my_floor: int, their_floor: int
+    kind: StoreKind, common: int, mine: int, theirs: int, my_floor: int, their_floor: int
 ) -> None:
     origin = Origin(NodeId("p"), 1)
 
-    def log(length: int, branch: str, floor: int) -> MemoryStore:
-        store = MemoryStore()
-        for seq in range(1, common + length + 1):
-            name = "common" if seq <= common else branch
-            store.append(Put(Dot(origin, seq), Stamp(0), manifest(name)))
-            store.advance(origin, seq)
-        if floor := min(floor, common + length):
+    def op(n: int, seq: int, branch: int) -> Op:
+        dot = Dot(origin, seq)
+        if n % (2 + branch):
+            return Put(dot, Stamp(0), manifest(f"{branch}"))
+        return HoldRun(dot, Stamp(0), (dot,) * (2 + branch))
+
+    def log(length: int, branch: int, floor: int) -> Store:
+        store = kind.new()
+        for n in range(common + length):
+            written = op(n, store.seen(origin) + 1, 0 if n < common else branch)
+            store.append(written)
+            store.advance(*last_dot(written))
+        if floor := store.end_of_log(origin, floor):
             store.raise_floor(origin, floor, store.log_hash(Dot(origin, floor)))
         return store
 
-    my_log, their_log = log(mine, "mine", my_floor), log(theirs, "theirs", their_floor)
+    my_log, their_log = log(mine, 1, my_floor), log(theirs, 2, their_floor)
     if not common + mine or not common + theirs:
         return
-    found = find_fork(my_log, origin, *served_hashes(their_log, origin))
+    served = served_hashes(their_log, origin)
+    if isinstance(their_log, SqliteStore):
+        their_log.flush()
+        last = Dot(origin, their_log.seen(origin))
+        assert find_log_hashes(their_log.connection, last, 100) == served
+        first, log_hashes = find_log_hashes(their_log.connection, last, 3)
+        assert (first, log_hashes) == (served[0] + len(served[1]) - len(log_hashes), served[1][-3:])
+    found = find_fork(my_log, origin, *served)
     floor = max(my_log.floors().get(origin, 0), their_log.floors().get(origin, 0))
-    if floor <= common:
-        assert found == Fork(common, common + 1)
+    fork = sum(last_dot(op(n, 1, 0)).seq for n in range(common))
+    if floor <= fork:
+        assert found == Fork(fork, fork + 1)
     else:
         assert not found.is_certain
         assert found.agreed == my_log.floors().get(origin, 0)
-        assert found.differs > common
+        assert found.differs > fork
+    for store in (my_log, their_log):
+        kind.close(store)
 
 
 def test_the_running_hash_of_a_log_says_what_is_in_it_and_in_which_order() -> None:

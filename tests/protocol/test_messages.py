@@ -30,7 +30,7 @@ from strategies import (
 
 from protocol import messages
 from protocol.codec import FILE_KEY_PATTERN, MS_MAX, SIZE_MAX, encode_op
-from protocol.errors import MalformedMessage, ProtocolError, WrongCluster
+from protocol.errors import MalformedMessage, ProtocolError, WrongCluster, WrongVersion
 from protocol.forks import Fingerprints
 from protocol.identity import (
     NODE_ID_PATTERN,
@@ -47,8 +47,10 @@ from protocol.messages import (
     ADDRESS_CHARS_MAX,
     CLUSTER_ID_CHARS_MAX,
     DATAGRAM_BYTES_MAX,
+    DATAGRAM_VERSION,
     HASHES_MAX,
     INCARNATION_MAX,
+    WIRE_VERSION,
     ZONE_CHARS_MAX,
     Ack,
     Datagram,
@@ -276,18 +278,31 @@ def test_messages_of_another_cluster_are_told_apart(datagram: Datagram, request:
 
 @settings(max_examples=30)
 @given(REQUESTS, REPLIES, DATAGRAMS, JUNK)
-def test_a_later_wire_version_with_more_fields_is_understood(
+def test_more_fields_are_understood_and_datagrams_of_a_later_version(
     request: ExchangeRequest, reply: ExchangeReply, datagram: Datagram, more: object
 ) -> None:
-    def later(raw: bytes) -> bytes:
-        fields = msgpack.unpackb(raw)
-        return bytes(msgpack.packb([fields[0] + 1, *fields[1:], more]))
+    def later(raw: bytes, version: int) -> bytes:
+        return bytes(msgpack.packb([version, *msgpack.unpackb(raw)[1:], more]))
 
-    assert decode_request(CLUSTER, later(encode_request(CLUSTER, request))) == request
-    assert decode_reply(later(encode_reply(reply))) == reply
-    raw = later(encode_datagram(CLUSTER, datagram))
+    assert decode_request(CLUSTER, later(encode_request(CLUSTER, request), WIRE_VERSION)) == request
+    assert decode_reply(later(encode_reply(reply), WIRE_VERSION)) == reply
+    raw = later(encode_datagram(CLUSTER, datagram), DATAGRAM_VERSION + 1)
     if len(raw) <= DATAGRAM_BYTES_MAX:
         assert decode_datagram(CLUSTER, raw) == datagram
+
+
+@settings(max_examples=10)
+@given(REQUESTS, REPLIES, st.integers(0, 255).filter(lambda version: version != WIRE_VERSION))
+def test_logs_are_exchanged_with_peers_of_the_same_wire_version_only(
+    request: ExchangeRequest, reply: ExchangeReply, version: int
+) -> None:
+    def of_another(raw: bytes) -> bytes:
+        return bytes(msgpack.packb([version, *msgpack.unpackb(raw)[1:]]))
+
+    with pytest.raises(WrongVersion, match=f"version {version} and the receiver {WIRE_VERSION}; upgrade"):
+        decode_request(CLUSTER, of_another(encode_request(CLUSTER, request)))
+    with pytest.raises(WrongVersion, match="upgrade"):
+        decode_reply(of_another(encode_reply(reply)))
 
 
 def test_patterns_match_whole_texts_only() -> None:

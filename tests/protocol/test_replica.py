@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from replicas.cluster import snapshot_of
 
 from peer.config import Address, Config
+from protocol import catalog
 from protocol.codec import FILENAME_CHARS_MAX, HASH_BYTES, OP_BYTES_MAX, decode_op, dots_in, encode_op
 from protocol.forks import fingerprints_for
 from protocol.identity import (
@@ -27,7 +28,7 @@ from protocol.identity import (
     ms_of_stamp,
     stamp_of_ms,
 )
-from protocol.ops import Chunk, Drop, Manifest, Put
+from protocol.ops import RUN_MAX, Chunk, Drop, Manifest, Put
 from protocol.replica import DROP_DOTS_MAX, Replica
 from protocol.store import MemoryStore
 
@@ -95,6 +96,133 @@ def test_a_file_is_declared_held_once() -> None:
     put = me.put(manifest(), NOW)
     assert me.hold(put.dot, NOW) is not None
     assert me.hold(put.dot, NOW) is None
+
+
+def test_a_put_that_is_held_is_one_op_and_its_hold_ends_without_it() -> None:
+    me, other = replica("a"), replica("b")
+    put = me.put(manifest(), NOW, is_held=True)
+    assert me.store.version_vector() == {me.origin: 1}
+    (hold,) = me.my_holds_of(put.dot)
+    assert hold.dot == put.dot
+    assert me.hold(put.dot, NOW) is None
+    tell(me, other)
+    assert other.store.holds_of(put.dot) == [hold]
+    me.drop([hold], NOW)
+    tell(me, other)
+    for one in (me, other):
+        assert one.store.holds_of(put.dot) == []
+        assert one.store.put_at(put.dot) is not None
+    assert me.root() == other.root()
+
+
+def test_what_is_taken_over_as_state_has_a_put_without_the_hold_it_came_with() -> None:
+    me, other, late = replica("a"), replica("b"), replica("c")
+    put = me.put(manifest(), NOW, is_held=True)
+    tell(me, other)
+    me.drop_all(NOW)
+    for receiver in (late, other):
+        receiver.store.add_incoming(me.store.live())
+        merge(receiver, me)
+    assert late.store.put_at(put.dot) is not None
+    assert late.store.holds_of(put.dot) == []
+    assert other.store.put_at(put.dot) is not None
+    assert other.store.holds_of(put.dot) == []
+    assert me.root() == other.root() == late.root()
+
+
+def test_a_peer_is_told_of_the_hold_of_a_put_of_its_own_that_it_forgot() -> None:
+    me, other, emptied = replica("a"), replica("b"), replica("a", seed=1)
+    put = me.put(manifest(), NOW, is_held=True)
+    tell(me, other)
+    heard = tell(other, emptied)
+    assert [hold.put for hold in heard.my_holds] == [put.dot]
+    emptied.drop(heard.my_holds, NOW)
+    assert emptied.store.put_at(put.dot) is not None
+    assert not emptied.store.holds_by(me.me)
+
+
+@pytest.mark.parametrize(("files", "ops"), [(0, 0), (1, 1), (2, 1), (RUN_MAX, 1), (RUN_MAX + 1, 2), (2 * RUN_MAX, 2)])
+def test_many_files_are_declared_held_in_as_few_ops_as_may_be(files: int, ops: int) -> None:
+    writer, me, third = replica("a"), replica("b"), replica("c")
+    puts = [writer.put(manifest(f"{n}"), NOW) for n in range(files)]
+    tell(writer, me)
+    held = me.hold_all([put.dot for put in puts * 2], NOW)
+    assert [hold.put for hold in held] == [put.dot for put in puts]
+    assert [hold.dot.seq for hold in held] == list(range(1, files + 1))
+    assert len(list(me.store.log_after(writer.store.version_vector()))) == ops
+    assert me.hold_all([put.dot for put in puts], NOW) == []
+    tell(me, third)
+    assert third.store.holds_by(me.me) == me.store.holds_by(me.me) == held
+    assert third.root() == me.root()
+
+
+def test_of_a_run_only_the_holds_of_live_puts_are_and_all_dots_are_used() -> None:
+    writer, me, other = replica("a"), replica("b"), replica("c")
+    puts = [writer.put(manifest(key), NOW) for key in "abc"]
+    tell(writer, me)
+    tell(writer, other)
+    held = me.hold_all([put.dot for put in puts], NOW)
+    other.delete("b", NOW)
+    tell(me, other)
+    assert other.store.holds_by(me.me) == [held[0], held[2]]
+    assert other.store.seen(me.origin) == 3
+    after = other.hold_all([put.dot for put in puts], NOW)
+    assert [hold.put for hold in after] == [puts[0].dot, puts[2].dot]
+
+
+def test_a_hold_inside_a_run_is_dropped_by_its_own_dot_or_up_to_it() -> None:
+    writer, me, other = replica("a"), replica("b"), replica("c")
+    puts = [writer.put(manifest(key), NOW) for key in "abcd"]
+    tell(writer, me)
+    held = me.hold_all([put.dot for put in puts], NOW)
+    me.drop([held[1]], NOW)
+    tell(me, other)
+    assert other.store.holds_by(me.me) == [held[0], held[2], held[3]]
+    catalog.apply(other.store, Drop(Dot(me.origin, 6), Stamp(1), (), (held[2].dot,)))
+    assert other.store.holds_by(me.me) == [held[3]]
+
+
+def test_a_run_is_applied_whole_or_not_at_all() -> None:
+    writer, me, other = replica("a"), replica("b"), replica("c")
+    puts = [writer.put(manifest(key), NOW) for key in "ab"]
+    tell(writer, me)
+    me.hold_all([put.dot for put in puts], NOW)
+    (run,) = me.store.log_after(writer.store.version_vector())
+    assert other.hear({}, {}, [run], NOW).too_early
+    first, *_ = writer.store.log_after({})
+    assert other.hear({}, {}, [first, run], NOW).too_early
+    assert not other.store.holds_by(me.me)
+    assert other.store.seen(me.origin) == 0
+    overlapping = replace(run, dot=Dot(me.origin, 2))
+    assert other.hear({}, {}, [*writer.store.log_after({}), run, overlapping], NOW).too_early
+    assert len(other.store.holds_by(me.me)) == other.store.seen(me.origin) == 2
+
+
+def test_a_log_is_not_cut_inside_a_run() -> None:
+    writer, me = replica("a"), replica("b")
+    puts = [writer.put(manifest(key), NOW) for key in "abc"]
+    tell(writer, me)
+    me.hold_all([put.dot for put in puts], NOW)
+    me.hold(writer.put(manifest("d"), NOW).dot, NOW)
+    me.truncate({me.origin: 2})
+    assert me.store.floors() == {}
+    me.truncate({me.origin: 3})
+    assert me.store.floors() == {me.origin: 3}
+
+
+@pytest.mark.parametrize("takes", ["merge", "adopt"])
+def test_a_whole_state_whose_vector_points_into_a_run_is_not_taken_over(takes: str) -> None:
+    writer, me = replica("a"), replica("b")
+    puts = [writer.put(manifest(key), NOW) for key in "abc"]
+    tell(writer, me)
+    me.hold_all([put.dot for put in puts], NOW)
+    before, vv = me.root(), {**writer.store.version_vector(), me.origin: 2}
+    if takes == "merge":
+        me.merge_incoming(vv, {}, me.store.version_vector(), NOW)
+    else:
+        assert not me.adopt_incoming(vv, {})
+    assert me.root() == before
+    assert not list(me.store.incoming())
 
 
 def test_holds_that_are_not_live_are_not_dropped_again() -> None:

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replicas.ops import manifests, origins, stamps
-from replicas.oracle import content_of
+from replicas.oracle import Element, content_of, dots_of, element_of
 from replicas.stores import STORES, StoreKind
 
 from protocol.codec import NO_LOG, encode_op, next_log_hash
-from protocol.identity import Dot, Origin, VersionVector
-from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.identity import Dot, Origin, VersionVector, stamp_of_ms
+from protocol.ops import Delete, Drop, Hold, HoldRun, LiveOp, Manifest, Op, Put, last_dot
 from protocol.store import Store
 
 # Nothing here waits for anything, so more cases may simply take longer.
@@ -32,7 +32,7 @@ class PlainLists:
         self.log_hashes: dict[Dot, bytes] = {}
         self.given_up: set[bytes] = set()
         self.live: list[LiveOp] = []
-        self.incoming: dict[Dot, LiveOp] = {}
+        self.incoming: dict[Element, LiveOp] = {}
         self.state_sum = 0
 
     def copy(self) -> PlainLists:
@@ -53,8 +53,13 @@ class PlainLists:
             return NO_LOG
         return self.log_hashes.get(dot)
 
-    def is_free(self, dot: Dot) -> bool:
-        return all(op.dot != dot for op in self.live)
+    def is_free(self, op: LiveOp) -> bool:
+        return all(element_of(other) != element_of(op) for other in self.live)
+
+    def ends_of(self, origin: Origin) -> list[int]:
+        """Where ops of a log end, and where it begins."""
+        ends = [last_dot(op).seq for op in self.log if op.dot.origin == origin]
+        return [self.floors.get(origin, 0), *ends]
 
 
 class Pair:
@@ -98,39 +103,43 @@ class Pair:
             Delete(dot, stamp, self.manifests[i % len(self.manifests)].file_key, tuple(others)),
             Hold(dot, stamp, (*others, dot)[0], bool(i % 2)),
             Drop(dot, stamp, tuple(others), tuple(others)),
+            HoldRun(dot, stamp, (dot, dot, *others), bool(i % 2)),
         ]
-        return ops[i % 4]
+        return ops[i % 5]
 
     def write(self, i: int, j: int, stamp: int) -> None:
         seq = self.plain.vv.get(self.origin(i), 0) + 1
         op = self.some_op(Dot(self.origin(i), seq), j, stamp)
+        origin, last = last_dot(op)
         self.store.append(op)
-        self.store.advance(op.dot.origin, seq)
-        before = self.plain.log_hash(Dot(op.dot.origin, seq - 1))
+        self.store.advance(origin, last)
+        before = self.plain.log_hash(Dot(origin, seq - 1))
         if before is not None:
-            self.plain.log_hashes[op.dot] = next_log_hash(before, encode_op(op))
+            log_hash = next_log_hash(before, encode_op(op))
+            self.plain.log_hashes.update((dot, log_hash) for dot in dots_of(op))
         self.plain.log.append(op)
-        self.plain.vv[op.dot.origin] = seq
+        self.plain.vv[origin] = last
 
     def add_put(self, i: int, j: int, stamp: int) -> None:
         put = Put(Dot(self.origin(i), 1 + j), stamp, self.manifests[(i + j) % len(self.manifests)])
-        if self.plain.is_free(put.dot):
+        if self.plain.is_free(put):
             self.store.add(put)
             self.plain.live.append(put)
 
     def add_hold(self, i: int, j: int, stamp: int) -> None:
         hold_dot = Dot(self.origin(i), 1 + j)
-        if self.plain.puts() and self.plain.is_free(hold_dot):
+        if self.plain.puts():
             hold = Hold(hold_dot, stamp, self.plain.puts()[j % len(self.plain.puts())].dot, bool(j % 2))
-            self.store.add(hold)
-            self.plain.live.append(hold)
+            if self.plain.is_free(hold):
+                self.store.add(hold)
+                self.plain.live.append(hold)
 
     def remove(self, i: int, j: int, _: int) -> None:
         if self.plain.live:
             self._remove(self.plain.live[(i + j) % len(self.plain.live)])
 
     def _remove(self, op: LiveOp) -> None:
-        for hold in [hold for hold in self.plain.holds() if hold.put == op.dot]:
+        for hold in [hold for hold in self.plain.holds() if isinstance(op, Put) and hold.put == op.dot]:
             self._remove(hold)
         self.store.remove(op)
         self.plain.live.remove(op)
@@ -143,8 +152,8 @@ class Pair:
         self._raise_floor(self.origin(i), seq, bytes([j]) * 16 if j % 2 else None)
 
     def raise_floor(self, i: int, j: int, _: int) -> None:
-        floor = self.plain.floors.get(self.origin(i), 0)
-        seq = min(floor + j, self.plain.vv.get(self.origin(i), 0))
+        floor, *ends = self.plain.ends_of(self.origin(i))
+        seq = max((end for end in ends if end <= floor + 2 * j), default=floor)
         if seq > floor:
             self._raise_floor(self.origin(i), seq, self.plain.log_hash(Dot(self.origin(i), seq)))
 
@@ -159,7 +168,7 @@ class Pair:
 
     def rewind(self, i: int, j: int, _: int) -> None:
         origin = self.origin(i)
-        seq = max(self.plain.vv.get(origin, 0) - j, self.plain.floors.get(origin, 0))
+        seq = self.plain.ends_of(origin)[-1 - j :][0]
         taken = [op for op in self.plain.log if op.dot.origin == origin and op.dot.seq > seq]
         if origin in self.plain.vv:
             assert list(self.store.rewind(origin, seq)) == taken
@@ -179,10 +188,10 @@ class Pair:
     def add_incoming(self, i: int, j: int, stamp: int) -> None:
         """Pages may come twice."""
         put = Put(Dot(self.origin(i), 1 + j), stamp, self.manifests[j % len(self.manifests)])
-        page: list[LiveOp] = [Hold(Dot(self.origin(i + 1), 10 + j), stamp, put.dot), put]
-        page = [self.plain.incoming.get(op.dot, op) for op in page]
+        page: list[LiveOp] = [Hold(Dot(self.origin(i + j % 2), 1 + j), stamp, put.dot), put]
+        page = [self.plain.incoming.get(element_of(op), op) for op in page]
         self.store.add_incoming(iter(page))
-        self.plain.incoming.update((op.dot, op) for op in page)
+        self.plain.incoming.update((element_of(op), op) for op in page)
 
     def clear_incoming(self, *_: int) -> None:
         self.store.clear_incoming()
@@ -210,7 +219,7 @@ def compare(store: Store, plain: PlainLists, origins_: list[Origin], manifests_:
     assert store.floors() == plain.floors
     assert store.state_sum() == plain.state_sum
     _compare_logs(store, plain, origins_)
-    _compare_live(store, plain, origins_)
+    _compare_live(store, plain, origins_, manifests_[0])
     for file_key in {manifest.file_key for manifest in manifests_} | {"no-such-key"}:
         versions = [put for put in plain.puts() if put.manifest.file_key == file_key]
         shown_last = sorted(versions, key=lambda put: (put.manifest.is_upload, put.stamp, put.dot))
@@ -219,24 +228,27 @@ def compare(store: Store, plain: PlainLists, origins_: list[Origin], manifests_:
     assert {content_of(op) for op in incoming} == {content_of(op) for op in plain.incoming.values()}
     assert len(incoming) == len(plain.incoming)
     assert [isinstance(op, Put) for op in incoming] == sorted((isinstance(op, Put) for op in incoming), reverse=True)
-    assert all(store.is_incoming(dot) for dot in plain.incoming)
+    assert all(store.is_incoming(op) for op in plain.incoming.values())
 
 
 def _compare_logs(store: Store, plain: PlainLists, origins_: list[Origin]) -> None:
     for vv in ({}, plain.vv, plain.floors, {origin: seq - 1 for origin, seq in plain.vv.items()}, {origins_[0]: 2}):
-        expected = [op for op in plain.log if op.dot.seq > vv.get(op.dot.origin, 0)]
+        expected = [op for op in plain.log if last_dot(op).seq > vv.get(op.dot.origin, 0)]
         assert list(store.log_after(vv)) == expected
         assert list(store.raw_log_after(vv)) == [encode_op(op) for op in expected]
     for origin in origins_:
         seqs = {dot.seq for dot in plain.log_hashes if dot.origin == origin}
         for seq in {*range(12), *seqs, *(seq + 1 for seq in seqs)}:
             assert store.log_hash(Dot(origin, seq)) == plain.log_hash(Dot(origin, seq))
+            floor, *ends = plain.ends_of(origin)
+            if seq >= floor:
+                assert store.end_of_log(origin, seq) == max(end for end in (floor, *ends) if end <= seq)
     assert store.has_given_up() == bool(plain.given_up)
     for log_hash in {NO_LOG, *plain.log_hashes.values(), *plain.given_up}:
         assert store.was_given_up(log_hash) == (log_hash in plain.given_up)
 
 
-def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin]) -> None:
+def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin], manifest: Manifest) -> None:
     live = list(store.live())
     assert {content_of(op) for op in live} == {content_of(op) for op in plain.live}
     assert len(live) == len(plain.live)
@@ -253,7 +265,8 @@ def _compare_live(store: Store, plain: PlainLists, origins_: list[Origin]) -> No
             assert store.hold_at(dot) == next((hold for hold in by_dot if hold.dot == dot), None)
             found, put = store.put_at(dot), next((put for put in plain.puts() if put.dot == dot), None)
             assert (found and content_of(found)) == (put and content_of(put))
-            assert store.is_incoming(dot) == (dot in plain.incoming)
+            for op in (Put(dot, stamp_of_ms(0), manifest), Hold(dot, stamp_of_ms(0), dot)):
+                assert store.is_incoming(op) == (element_of(op) in plain.incoming)
 
 
 @every_store

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from itertools import islice
 from random import Random
 
-from replicas.oracle import Oracle, content_of, live_under, versions_under
+from replicas.oracle import Oracle, content_of, dots_of, element_of, live_under, versions_under
 from replicas.stores import StoreKind
 
 from protocol.catalog import sum_of_rows
@@ -200,7 +200,7 @@ class Cluster:
     # --- what a peer does by itself ---
 
     def put(self, peer: Peer, file_key: str, *, hold: bool = True) -> Put:
-        """Take an upload: bytes, put and own hold in one step."""
+        """Take an upload: bytes and a put that says it is held, in one step."""
         self._contents += 1
         content = self._contents.to_bytes(32, "big")
         manifest = Manifest(
@@ -215,13 +215,12 @@ class Cluster:
         )
         seen = versions_under(peer.known.values(), file_key)
         wall_ms = self.wall_ms(peer)
-        put = peer.replica.put(manifest, wall_ms)
+        put = peer.replica.put(manifest, wall_ms, is_held=hold)
         assert set(put.supersedes) == seen or self.unclear, (
             f"{peer.me} put {file_key} over {seen} and superseded {put.supersedes}"
         )
         peer.disk.add(content)
-        if hold:
-            assert peer.replica.hold(put.dot, wall_ms) is not None
+        assert bool(peer.replica.my_holds_of(put.dot)) is hold
         self.watch(peer)
         return put
 
@@ -240,6 +239,14 @@ class Cluster:
             peer.disk.add(put.manifest.sha256)
             assert peer.replica.hold(put.dot, self.wall_ms(peer), recovered=True) is not None
             self.watch(peer)
+
+    def fetch_several(self, peer: Peer, nth: int) -> None:
+        """Get copies of all live files it does not hold but `nth` of them, and say so in one op."""
+        lacking = [put for put in peer.puts() if not peer.replica.my_holds_of(put.dot)][nth:]
+        peer.disk.update(put.manifest.sha256 for put in lacking)
+        held = peer.replica.hold_all([put.dot for put in lacking], self.wall_ms(peer))
+        assert [hold.put for hold in held] == [put.dot for put in lacking]
+        self.watch(peer)
 
     def lose_copy(self, peer: Peer, nth: int) -> None:
         """Free, or find rotten, the content of one held file."""
@@ -264,9 +271,8 @@ class Cluster:
         self._declare_again(peer)
 
     def _declare_again(self, peer: Peer) -> None:
-        for put in peer.puts():
-            if put.manifest.sha256 in peer.disk:
-                peer.replica.hold(put.dot, self.wall_ms(peer))
+        here = [put.dot for put in peer.puts() if put.manifest.sha256 in peer.disk]
+        peer.replica.hold_all(here, self.wall_ms(peer))
 
     def truncate(self, peer: Peer, *, only_common: bool) -> None:
         """Forget the log, up to what all have, or all of it."""
@@ -608,13 +614,12 @@ class Cluster:
         for peer in (one, other):
             self.page(peer, NO_LIMIT)
         for peer in (one, other):
-            before = {op.dot for op in peer.store.live()}
+            before = {element_of(op) for op in peer.store.live()}
             revived = peer.replica.repair_from_incoming()
             peer.incoming = None
-            after = {op.dot for op in peer.store.live()}
+            after = {element_of(op) for op in peer.store.live()}
             assert before <= after, f"{peer.me} removed what {one.me} and {other.me} disagree about"
-            # Where branches are parts of states already, one dot may be a put here and a hold there.
-            assert len(after - before) == revived or self.unclear
+            assert len(after - before) == revived
         for peer in (one, other):
             self.settle(peer)
             self.watch(peer)
@@ -635,7 +640,7 @@ class Cluster:
     def _watch_state(self, peer: Peer) -> None:
         live = list(peer.store.live())
         expected = live_under(peer.known.values())
-        wrong = [op for op in live if op.dot not in expected], expected.keys() - {op.dot for op in live}
+        wrong = [op for op in live if element_of(op) not in expected], expected.keys() - set(map(element_of, live))
         assert {content_of(op) for op in live} == {content_of(op) for op in expected.values()}, (
             f"{peer.me} is not what its version vector says: it has {wrong[0]} too much and lacks {wrong[1]}"
         )
@@ -653,7 +658,7 @@ class Cluster:
         assert covers_all(vv, floors), f"{peer.me} has a floor above its version vector"
         seqs: dict[Origin, list[int]] = {origin: [] for origin in vv}
         for op in log:
-            seqs.setdefault(op.dot.origin, []).append(op.dot.seq)
+            seqs.setdefault(op.dot.origin, []).extend(dot.seq for dot in dots_of(op))
         for origin, logged in seqs.items():
             kept = list(range(floors.get(origin, 0) + 1, vv.get(origin, 0) + 1))
             assert logged == kept, f"{peer.me} logged {logged} of {origin}, and its floor and vector say {kept}"

@@ -79,6 +79,14 @@ class Fetch(Step):
 
 
 @dataclass(frozen=True)
+class FetchSeveral(Step):
+    nth: int
+
+    def act(self, cluster: Cluster, peer: Peer) -> None:
+        cluster.fetch_several(peer, self.nth)
+
+
+@dataclass(frozen=True)
 class LoseCopy(Step):
     nth: int
 
@@ -347,6 +355,7 @@ ALWAYS = (
     kind(Exchange, AT, TO, SIZES, CUTS, YES_OR_NO),
     kind(Remove, AT, KEYS),
     kind(Fetch, AT, NTH),
+    kind(FetchSeveral, AT, (0, 1)),
 )
 
 # And some of these, each with all its steps.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from protocol.codec import CONTENT_TYPE_CHARS_MAX, FILENAME_CHARS_MAX, HASH_BYTES, MS_MAX, SIZE_MAX
 from protocol.identity import EPOCH_BITS, SEQ_MAX, STAMP_MAX, Dot, NodeId, Origin, Stamp, VersionVector
-from protocol.ops import COPIES_MAX, Chunk, Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.ops import COPIES_MAX, Chunk, Delete, Drop, Hold, HoldRun, LiveOp, Manifest, Op, Put
 
 _NAME_START = "abzAZ09"
 _NAME_REST = _NAME_START + "._-"
@@ -50,9 +50,16 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
-puts = st.builds(Put, dots, stamps, manifests(), dot_lists)
+puts = st.builds(Put, dots, stamps, manifests(), dot_lists, st.booleans())
 deletes = st.builds(Delete, dots, stamps, file_keys, dot_lists)
 holds = st.builds(Hold, dots, stamps, dots, st.booleans())
+runs = st.builds(
+    HoldRun,
+    st.builds(Dot, origins, _up_to(SEQ_MAX - 3, 1)),
+    stamps,
+    st.lists(dots, min_size=2, max_size=4).map(tuple),
+    st.booleans(),
+)
 drops = st.builds(Drop, dots, stamps, dot_lists, dot_lists)
 live_ops: st.SearchStrategy[LiveOp] = puts | holds
-all_ops: st.SearchStrategy[Op] = puts | deletes | holds | drops
+all_ops: st.SearchStrategy[Op] = puts | deletes | holds | runs | drops

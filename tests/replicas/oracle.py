@@ -1,17 +1,32 @@
 """Keeps every op ever written, for ever, and says from them alone what must be live.
 
 It shares no code with `protocol.catalog`: a put is live unless a known op supersedes it, a hold is live while its put
-is and no known drop names it. No order, no version vector rule, no merge.
+is and no known drop names it. A put may declare a hold under its own dot, and a run declares one under each of its
+dots. No order, no version vector rule, no merge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from protocol.identity import Dot, NodeId, Origin
-from protocol.ops import Delete, Drop, Hold, LiveOp, Manifest, Op, Put
+from protocol.ops import Delete, Drop, Hold, HoldRun, LiveOp, Manifest, Op, Put
 
 Content = tuple[Dot, int, Manifest | Dot, bool]
+
+Element = tuple[bool, Dot]
+"""A live put, or a hold (True), and its dot."""
+
+
+def dots_of(op: Op) -> list[Dot]:
+    """The dots an op has."""
+    length = len(op.puts) if isinstance(op, HoldRun) else 1
+    return [Dot(op.dot.origin, op.dot.seq + n) for n in range(length)]
+
+
+def element_of(op: LiveOp) -> Element:
+    """What a live op is called."""
+    return isinstance(op, Hold), op.dot
 
 
 def content_of(op: LiveOp) -> Content:
@@ -36,15 +51,16 @@ class Oracle:
         `known` is all it knows, `heard` all it ever knew; what is new to it is added.
         """
         for op in log:
-            before = known.get(op.dot)
-            assert before is None or before is op or before == op, f"{writer} knew {before}, now it says {op}"
-            if before is None:
-                known[op.dot] = op
-                heard[op] = None
-                self._add(writer, op, known)
+            for dot in dots_of(op):
+                before = known.get(dot)
+                assert before is None or before is op or before == op, f"{writer} knew {before}, now it says {op}"
+                if before is None:
+                    known[dot] = op
+                    heard[op] = None
+                    self._add(writer, dot, op, known)
 
-    def _add(self, writer: NodeId, op: Op, known: dict[Dot, Op]) -> None:
-        meanings = self.ops.setdefault(op.dot, [])
+    def _add(self, writer: NodeId, dot: Dot, op: Op, known: dict[Dot, Op]) -> None:
+        meanings = self.ops.setdefault(dot, [])
         if op in meanings:
             return
         assert op.dot.origin.node_id == writer, f"{writer} has {op}, which nobody wrote"
@@ -61,23 +77,36 @@ class Oracle:
         return {op.manifest.sha256 for op in ops if isinstance(op, Put)} - removed, removed
 
 
-def live_under(known: Collection[Op]) -> dict[Dot, LiveOp]:
+def live_under(known: Collection[Op]) -> dict[Element, LiveOp]:
     """What is live for somebody who knows exactly these ops."""
-    ended: set[Dot] = set()
-    ended_up_to: dict[object, int] = {}
+    removed: set[Dot] = set()
+    dropped: set[Dot] = set()
+    dropped_up_to: dict[object, int] = {}
     for op in known:
-        if isinstance(op, Put | Delete | Drop):
-            ended.update(op.supersedes)
+        if isinstance(op, Put | Delete):
+            removed.update(op.supersedes)
         if isinstance(op, Drop):
+            dropped.update(op.supersedes)
             for origin, seq in op.up_to:
-                ended_up_to[origin] = max(seq, ended_up_to.get(origin, 0))
-    live: dict[Dot, LiveOp] = {op.dot: op for op in known if isinstance(op, Put) and op.dot not in ended}
-    puts = set(live)
-    for op in known:
-        dropped = op.dot in ended or op.dot.seq <= ended_up_to.get(op.dot.origin, 0)
-        if isinstance(op, Hold) and op.put in puts and not dropped:
-            live[op.dot] = op
+                dropped_up_to[origin] = max(seq, dropped_up_to.get(origin, 0))
+    puts = {op.dot: op for op in known if isinstance(op, Put) and op.dot not in removed}
+    live: dict[Element, LiveOp] = {element_of(put): put for put in puts.values()}
+    for hold in _holds_in(known):
+        is_dropped = hold.dot in dropped or hold.dot.seq <= dropped_up_to.get(hold.dot.origin, 0)
+        if hold.put in puts and not is_dropped:
+            live[element_of(hold)] = hold
     return live
+
+
+def _holds_in(known: Collection[Op]) -> Iterator[Hold]:
+    for op in known:
+        if isinstance(op, Hold):
+            yield op
+        elif isinstance(op, HoldRun):
+            for dot, put in zip(dots_of(op), op.puts, strict=True):
+                yield Hold(dot, op.stamp, put, op.recovered)
+        elif isinstance(op, Put) and op.is_held:
+            yield Hold(op.dot, op.stamp, op.dot)
 
 
 def versions_under(known: Collection[Op], file_key: str) -> set[Dot]:

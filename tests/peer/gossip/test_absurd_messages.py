@@ -120,7 +120,7 @@ def test_made_up_members_are_known_up_to_a_limit() -> None:
             messages.encode_datagram("ff" * 16, Ping(1, Member(NodeId("x"), "127.0.0.1:9", 1), None)),
             "from cluster ffff",
         ),
-        (codec.pack([0, 0, "00" * 16, 1, []]), "it speaks wire version 0, and this release 1 and later; upgrade it"),
+        (codec.pack([0, 0, "00" * 16, 1, []]), "its datagrams have version 0, and this release's 1; upgrade it"),
     ],
 )
 def test_who_cannot_be_understood_is_named_once(caplog: pytest.LogCaptureFixture, raw: bytes, said: str) -> None:
@@ -133,3 +133,40 @@ def test_who_cannot_be_understood_is_named_once(caplog: pytest.LogCaptureFixture
         assert said in record.message
 
     in_world(scenario, peers=2)
+
+
+def of_version_1(raw: bytes) -> bytes:
+    return bytes(msgpack.packb([1, *msgpack.unpackb(raw)[1:]]))
+
+
+def test_a_peer_of_another_wire_version_is_refused_with_one_line_on_both_sides(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        await converged(world)
+        caplog.clear()
+        newer, older = others(world, "node-1"), others(world, "node-2")
+        encode, decode = messages.encode_request, messages.decode_reply
+
+        def encode_as_before(cluster_id: str, request: ExchangeRequest) -> bytes:
+            raw = encode(cluster_id, request)
+            return of_version_1(raw) if request.sender == older.membership.me else raw
+
+        monkeypatch.setattr(messages, "encode_request", encode_as_before)
+        for _ in range(3):
+            await services(world, "node-2").exchanger.exchange_patiently(newer.membership.me.node_id)
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+            f"an exchange with 'minidfs/simulated (node-2)' was refused: {SENTENCE}",
+            f"exchange with node-1 failed: node-1 refused: {SENTENCE}",
+        ]
+        monkeypatch.setattr(messages, "decode_reply", lambda raw: decode(of_version_1(raw)))
+        caplog.clear()
+        for _ in range(3):
+            await services(world, "node-1").exchanger.exchange_patiently(older.membership.me.node_id)
+        (record,) = caplog.records
+        assert record.message == f"exchange with node-2 failed: node-2 does not answer as a peer does: {SENTENCE}"
+
+    in_world(scenario, peers=2)
+
+
+SENTENCE = "the sender speaks wire version 1 and the receiver 2; upgrade the one with the lower"

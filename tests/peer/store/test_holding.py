@@ -173,7 +173,7 @@ def test_a_chunk_verified_before_it_was_replaced_does_not_count(size: int) -> No
         spoiled = node.chunks.row(chunk.hash)
         assert isinstance(spoiled, ChunkRow)
         await node.lose_chunk(chunk.hash, spoiled)
-        assert await node.database.write(lambda: node.take_hold(shown.dot, {}, verified, recovered=False)) == []
+        assert await node.database.write(lambda: node.take_holds([shown.dot], {}, verified, recovered=False)) == []
         assert holders(world, "node-1", "k") == []
 
     in_world(scenario, peers=1, copies=1, **SMALL)

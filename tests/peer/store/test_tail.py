@@ -14,8 +14,9 @@ from peer.store.catalog import SqliteStore
 from peer.store.rows import find_log_hash, raw_log_after
 from peer.store.schema import migrate
 from peer.store.tail import LogRow, LogTail
+from protocol.codec import OpDots
 from protocol.identity import Dot, NodeId, Origin, Stamp, VersionVector
-from protocol.ops import Delete
+from protocol.ops import Delete, HoldRun, Op, last_dot
 
 ORIGINS = [Origin(NodeId(name), 1) for name in ("node-1", "node-2", "node-3")]
 
@@ -44,8 +45,11 @@ class Peer:
         for _ in range(count):
             self.written += 1
             dot = Dot(origin, self.store.seen(origin) + 1)
-            self.store.append(Delete(dot, Stamp(self.written), f"key-{self.written}", ()))
-            self.store.advance(origin, dot.seq)
+            op: Op = Delete(dot, Stamp(self.written), f"key-{self.written}", ())
+            if self.written % 3 == 0:
+                op = HoldRun(dot, Stamp(self.written), (dot,) * 3)
+            self.store.append(op)
+            self.store.advance(*last_dot(op))
 
     def step(self, what: str, origin: Origin, number: int) -> None:
         """Do what a step says."""
@@ -53,9 +57,10 @@ class Peer:
         if what == "append":
             self.append(origin, number)
         elif what == "rewind" and store.floors().get(origin, 0) <= number < store.seen(origin):
-            store.rewind(origin, number)
-        elif what == "truncate" and store.floors().get(origin, 0) < number <= store.seen(origin):
-            store.raise_floor(origin, number, store.log_hash(Dot(origin, number)))
+            store.rewind(origin, store.end_of_log(origin, number))
+        elif what == "truncate" and store.floors().get(origin, 0) < store.end_of_log(origin, number):
+            floor = store.end_of_log(origin, number)
+            store.raise_floor(origin, floor, store.log_hash(Dot(origin, floor)))
         elif what == "commit":
             store.flush()
             self.connection.execute("COMMIT")
@@ -92,13 +97,13 @@ def _compare(peer: Peer, known: VersionVector) -> None:
 
 def _compare_hashes(peer: Peer) -> None:
     for origin in ORIGINS:
-        for seq in range(1, 20):
+        for seq in range(1, 40):
             dot = Dot(origin, seq)
             said = peer.tail.log_hash(dot)
             in_database = find_log_hash(peer.connection, dot)
             assert said in (None, in_database), f"{dot} has another hash in memory"
     for row in peer.tail.after({}, peer.store.version_vector()) or ():
-        assert peer.tail.log_hash(row.dot) == row.log_hash
+        assert peer.tail.log_hash(row.last) == row.log_hash
 
 
 def test_what_is_not_all_in_memory_comes_from_the_database() -> None:
@@ -116,14 +121,14 @@ def test_the_memory_is_bounded_in_rows_and_in_bytes() -> None:
     origin = ORIGINS[0]
     whole = LogTail()
     for seq in range(1, 3 * tail.ROWS_MAX):
-        whole = whole.extended([LogRow(Dot(origin, seq), (), b"op", b"hash")])
+        whole = whole.extended([LogRow(OpDots(origin, seq, seq, ()), b"op", b"hash")])
         assert whole.after({origin: seq - 1}, {origin: seq}) is not None
     last = 3 * tail.ROWS_MAX - 1
     assert whole.after({}, {origin: last}) is None
     assert whole.log_hash(Dot(origin, 1)) is None
     raw = bytes(tail.BYTES_MAX // 3)
     for seq in range(last + 1, last + 10):
-        whole = whole.extended([LogRow(Dot(origin, seq), (), raw, b"hash")])
+        whole = whole.extended([LogRow(OpDots(origin, seq, seq, ()), raw, b"hash")])
     kept = whole.after({origin: last + 8}, {origin: last + 9})
     assert kept is not None
     assert len(kept) == 1
@@ -132,8 +137,8 @@ def test_the_memory_is_bounded_in_rows_and_in_bytes() -> None:
 
 def test_a_tail_that_was_extended_is_itself_as_it_was() -> None:
     origin = ORIGINS[0]
-    before = LogTail().extended([LogRow(Dot(origin, 1), (), b"first", None)])
-    before.extended([LogRow(Dot(origin, 2), (), b"second", None)])
+    before = LogTail().extended([LogRow(OpDots(origin, 1, 1, ()), b"first", None)])
+    before.extended([LogRow(OpDots(origin, 2, 2, ()), b"second", None)])
     found = before.after({}, {origin: 1})
     assert found is not None
     assert [row.raw for row in found] == [b"first"]
