@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgpack
 from blake3 import blake3
@@ -48,6 +48,26 @@ def puts_on(platter: Platter, file_key: str | None = None) -> dict[tuple[str, in
         for database in databases_on(platter)
         for node_id, epoch, seq, row_id in database.execute(query, (file_key,) if file_key is not None else ())
     }
+
+
+def rivals_of(via: Platter, others: Iterable[Platter], file_key: str, sha256: str) -> set[str]:
+    """The checksums of versions of a file that a peer had not heard of when it wrote the one of this checksum, and that
+    have a later stamp all the same, for clocks are off: they are shown, and not what was acknowledged last."""
+    query = (
+        f"SELECT node_id, epoch, puts.seq, stamp, hex(sha256) FROM puts {_ORIGINS.format('puts')} WHERE file_key = ?"
+    )
+
+    def versions_on(platter: Platter) -> dict[tuple[str, int, int], tuple[int, str]]:
+        rows = (row for database in databases_on(platter) for row in database.execute(query, (file_key,)))
+        return {(node_id, epoch, seq): (stamp, found.lower()) for node_id, epoch, seq, stamp, found in rows}
+
+    mine, vv = versions_on(via), version_vector_on(via)
+    stamp = max((stamp for stamp, found in mine.values() if found == sha256), default=None)
+    if stamp is None:
+        return set()
+    theirs = {dot: version for platter in others for dot, version in versions_on(platter).items()}
+    unheard = {dot: version for dot, version in theirs.items() if vv.get(dot[:2], 0) < dot[2]}
+    return {found for later, found in {**unheard, **mine}.values() if later > stamp}
 
 
 def version_vector_on(platter: Platter) -> dict[Origin, int]:

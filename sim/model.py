@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -77,10 +78,10 @@ class FileModel:
         """Whether every version that can be shown is one."""
         return None not in self.shown
 
-    def acknowledged_put(self, version: Version, via: str) -> None:
-        """A receipt came."""
+    def acknowledged_put(self, version: Version, via: str, rivals: Collection[str] = ()) -> None:
+        """A receipt came; `rivals` are checksums of versions that rank above it, and its peer had not heard of."""
         self.beneath = self._unknown_to(via)
-        self.shown = [version]
+        self.shown = [version, *(other for other in self.beneath if other.sha256 in rivals)]
 
     def acknowledged_delete(self, via: str) -> None:
         """200 to a DELETE."""

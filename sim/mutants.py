@@ -46,6 +46,9 @@ DIAGNOSIS = "tests/peer/cli/test_diagnosis.py"
 WRONG_STARTS = "tests/e2e/test_wrong_starts.py"
 DATA_FOLDERS = "tests/e2e/test_data_folders.py"
 
+DIRECT = "tests/peer/http/test_direct.py"
+
+DIRECT_FILE = "peer/http/direct.py"
 CATALOG_FILE = "protocol/catalog.py"
 FORKS_FILE = "protocol/forks.py"
 UNDOING_FILE = "protocol/undoing.py"
@@ -652,6 +655,63 @@ MUTANTS = (
         "        return found",
         (TAIL,),
     ),
+    # --- the direct way ---
+    Mutant(
+        "conditional-reads-go-direct",
+        "A client that has a file already gets it once more, if it is small.",
+        DIRECT_FILE,
+        'b"if-none-match", ',
+        "",
+        (DIRECT,),
+    ),
+    Mutant(
+        "pages-go-direct",
+        "A page of the web that may not ask reads small files.",
+        DIRECT_FILE,
+        '{b"origin", b"range",',
+        '{b"range",',
+        (DIRECT,),
+    ),
+    Mutant(
+        "any-name-goes-direct",
+        "Whatever name a request gives this peer, it gets small files.",
+        DIRECT_FILE,
+        "        return host is not None and self._is_ours(scope, host)",
+        "        return host is not None",
+        (DIRECT,),
+    ),
+    Mutant(
+        "checksums-ignored-on-the-direct-way",
+        "A small content is stored whatever checksum came with it.",
+        DIRECT_FILE,
+        'b"content-digest", b"content-md5"}',
+        'b"content-digest"}',
+        (DIRECT,),
+    ),
+    Mutant(
+        "found-for-ever",
+        "A small file that was read once is what is read from then on.",
+        DIRECT_FILE,
+        "        if committed is not self._found_as_of or is_full:",
+        "        if is_full:",
+        (DIRECT,),
+    ),
+    Mutant(
+        "rot-goes-direct",
+        "A small content that has rotted in the database is served.",
+        "peer/files/downloads.py",
+        "        return file if file is not None and is_good(file) else None",
+        "        return file",
+        (DIRECT,),
+    ),
+    Mutant(
+        "second-field-lost-on-the-direct-way",
+        "What follows the file in a form is not looked at.",
+        DIRECT_FILE,
+        '    if end == -1 or body[end:] not in (closing + b"--\\r\\n", closing + b"--"):',
+        "    if end == -1:",
+        (DIRECT,),
+    ),
     Mutant(
         "deficits-end-with-their-transaction",
         "The queue does not say who lacks a new file.",
@@ -883,8 +943,8 @@ MUTANTS = (
         "fewer-copies-than-asked",
         "A peer that is gone after it had promised a copy is not missed.",
         "peer/files/uploads.py",
-        "        if len(confirmed) + 1 < new.min_copies:",
-        "        if len(confirmed) < 0:",
+        "        if len(receipt.durable_copies) < new.min_copies:",
+        "        if not receipt.durable_copies:",
         (
             f"{MIN_COPIES}::test_a_target_that_dies_after_it_promised_makes_an_error_and_repeating_the_upload_completes_it",
         ),

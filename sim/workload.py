@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import trio
 
-from sim.looks import holds
+from sim.looks import holds, rivals_of
 from sim.model import FileModel, Promise, PromiseBroken, Version, content_of
 from sim.scenarios import Life
 from sim.sometimes import LESS_THAN_ALL, NO_ANSWER, NO_ROOM, SHORT, WITHOUT_COPY
@@ -113,7 +113,10 @@ class Workload:
         version, content = self._content(chance)
         self._sent.setdefault(file.file_key, set()).add(version.sha256)
         began = trio.current_time()
-        response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content)
+        if version.seed % 2:
+            response = await self._send("PUT", via, f"/files/{file.file_key}", content=content)
+        else:
+            response = await self._send("POST", via, f"/files?file_id={file.file_key}", content=content)
         if isinstance(response, httpx.Response) and response.status_code == httpx.codes.OK:
             self._acknowledge(file, via, version, response, began)
         elif response is not None:
@@ -129,7 +132,9 @@ class Workload:
             raise PromiseBroken(Promise.RECEIPTS, f"{via} acknowledged {version} with {receipt}")
         self._sent.setdefault(file.file_key, set()).add(version.sha256)
         holders = frozenset(receipt["durable_copies"])
-        file.acknowledged_put(Version(version.seed, version.size, version.sha256, holders), via)
+        platters = {name: machine.platter for name, machine in self._world.machines.items()}
+        rivals = rivals_of(platters[via], platters.values(), file.file_key, version.sha256)
+        file.acknowledged_put(Version(version.seed, version.size, version.sha256, holders), via, rivals)
         self._done["uploads"] += 1
         self._world.seen[SHORT] += len(holders) < self._life.settings["copies"]
         self._world.seen[LESS_THAN_ALL] += len(self._world.live_nodes()) < len(self._world.machines)
@@ -204,9 +209,9 @@ class Workload:
         self._world.trace("client", f"{method} {path}", f"via {via}")
         content = more.pop("content", None)
         try:
-            if content is not None:
+            if content is not None and method == "POST":
                 return await self._world.post_file(via, path, "a.bin", content, more.get("headers", {}))
-            return await self._world.request(via, method, path, **more)
+            return await self._world.request(via, method, path, content=content, **more)
         except httpx.ConnectError:
             return None
         except httpx.HTTPError as error:

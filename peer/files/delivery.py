@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -86,21 +86,27 @@ class Deliveries:
 
         Never fails: the put is written, and nothing may make it look as if it were not.
         """
-        others = [target for target in targets if target != self._here.me]
         if all(pusher.is_idle for pusher in pushers.values()):
-            deliveries = await self._deliver_small(others, put, pushers)
-        else:
-            deliveries = await self._deliver_large(others, put, pushers)
+            return await self.deliver_small(put, targets, pushers)
+        deliveries = await self._deliver_large([target for target in targets if target != self._here.me], put, pushers)
+        return await self._with_stand_ins(put, deliveries, pushers)
+
+    async def deliver_small(self, put: Put, targets: Sequence[NodeId], asked: Collection[NodeId]) -> list[Delivery]:
+        """`deliver` what goes along with the exchanges themselves, to those of the targets that are worth being asked.
+
+        A task for each would cost as much as the rest.
+        """
+        others = [target for target in targets if target != self._here.me]
+        begun = [(target, self._exchanger.begin(target, put.dot)) for target in others if target in asked]
+        outcomes = {target: await self._exchanger.outcome(wait) for target, wait in begun}
+        deliveries = [Delivery(target, outcomes.get(target, _missed(target))) for target in others]
+        return await self._with_stand_ins(put, deliveries, {})
+
+    async def _with_stand_ins(
+        self, put: Put, deliveries: list[Delivery], pushers: Mapping[NodeId, Pusher]
+    ) -> list[Delivery]:
         failed = [delivery for delivery in deliveries if delivery.error]
         return deliveries + (await self._stand_in(put, failed, pushers) if failed else [])
-
-    async def _deliver_small(
-        self, targets: Sequence[NodeId], put: Put, pushers: Mapping[NodeId, Pusher]
-    ) -> list[Delivery]:
-        """Deliver what goes along with the exchanges themselves: a task for each would cost as much as the rest."""
-        begun = [(target, self._exchanger.begin(target, put.dot)) for target in targets if target in pushers]
-        outcomes = {target: await self._exchanger.outcome(wait) for target, wait in begun}
-        return [Delivery(target, outcomes.get(target, _missed(target))) for target in targets]
 
     async def _deliver_large(
         self, targets: Sequence[NodeId], put: Put, pushers: Mapping[NodeId, Pusher]

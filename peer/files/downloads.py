@@ -12,9 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import trio
+from blake3 import blake3
 
 from peer.gossip.fetching import Fetching
 from peer.store.holding import Holding
+from peer.store.lookups import SmallFile, find_small
 from peer.world.env import Env, ReadableFile, StoreError, Work
 from protocol.ops import Chunk, Put
 
@@ -57,6 +59,17 @@ class Downloads:
         self._fetching = fetching
         self._remote_chunks = trio.CapacityLimiter(REMOTE_CHUNKS_MAX)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
+
+    def small(self, file_key: str) -> SmallFile | None:
+        """A small file that is here whole, read and verified; None for all others, and what cannot be read.
+
+        Whoever gets None looks with `Keys.find` and reads with `pieces`, which see to what is wrong.
+        """
+        try:
+            file = self._here.database.look_up(lambda connection: find_small(connection, file_key))
+        except StoreError:
+            return None
+        return file if file is not None and is_good(file) else None
 
     async def pieces(self, put: Put, first: int, count: int) -> AsyncGenerator[Piece, None]:
         """`count` bytes of a file from `first`, each verified.
@@ -109,6 +122,11 @@ class Downloads:
         if isinstance(content, bytes):
             return content[part.first : part.first + part.count]
         return None if content is None else FileSpan(content, part.first, part.count)
+
+
+def is_good(file: SmallFile) -> bool:
+    """Whether a content is the one its chunk is named for."""
+    return len(file.content) == file.size_bytes and blake3(file.content).digest() == file.chunk_hash
 
 
 def _parts(put: Put, first: int, count: int) -> list[_Part]:

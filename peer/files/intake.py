@@ -40,6 +40,21 @@ class NewFile:
     digests: dict[str, bytes] = field(default_factory=dict)
     """Of the whole content, by the name hashlib has for the algorithm; checked before anything is acknowledged."""
 
+    def manifest(
+        self, file_key: str, size_bytes: int, sha256: bytes, chunks: tuple[Chunk, ...], wall_ms: int
+    ) -> Manifest:
+        """The file, now that its content has come."""
+        return Manifest(
+            file_key=file_key,
+            filename=self.filename,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            content_type=self.content_type,
+            uploaded_at_ms=wall_ms,
+            copies=self.copies,
+            chunks=chunks,
+        )
+
 
 class Intake:
     """The bytes of one upload: cut into chunks, hashed and stored as they come."""
@@ -107,16 +122,7 @@ class Intake:
 
     def manifest(self, new: NewFile, file_key: str, wall_ms: int) -> Manifest:
         """What was taken in."""
-        return Manifest(
-            file_key=file_key,
-            filename=new.filename,
-            size_bytes=self._size,
-            sha256=self._sha256.digest(),
-            content_type=new.content_type,
-            uploaded_at_ms=wall_ms,
-            copies=new.copies,
-            chunks=tuple(self._chunks),
-        )
+        return new.manifest(file_key, self._size, self._sha256.digest(), tuple(self._chunks), wall_ms)
 
     def adopted(self, chunks: Sequence[FreshChunk]) -> None:
         """These chunks exist now; they are no longer ours to discard."""

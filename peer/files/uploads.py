@@ -6,11 +6,13 @@ after every byte was synced and verified.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 import trio
+from blake3 import blake3
 
 from peer.config import Config
 from peer.files.delivery import Deliveries, Delivery, TooFewCopies
@@ -23,7 +25,7 @@ from peer.store.holding import Holding
 from peer.tasks import helper_tasks
 from peer.world.env import Env, NoSpace
 from protocol.identity import NodeId
-from protocol.ops import Manifest, Put
+from protocol.ops import Chunk, Manifest, Put
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,45 @@ class Uploads:
             }
             put = await self._store(new, file_key, pieces, pushers, nursery)
             deliveries = await self._deliveries.deliver(put, targets, pushers)
+        receipt = self._receipt(put, deliveries)
+        if len(receipt.durable_copies) < new.min_copies:
+            raise TooFewCopies(
+                f"{put.manifest.file_key} is stored, with {len(receipt.durable_copies)} of {new.min_copies} copies so"
+                " far, for a peer failed just now; send it again under this file_id until it has them"
+            )
+        return receipt
+
+    def _receipt(self, put: Put, deliveries: Iterable[Delivery]) -> Receipt:
         # Not whom the catalog has for holders: of a put that was there before, one may have lost its disk since.
         confirmed = [delivery.node_id for delivery in deliveries if delivery.error is None]
-        if len(confirmed) + 1 < new.min_copies:
-            raise TooFewCopies(
-                f"{put.manifest.file_key} is stored, with {len(confirmed) + 1} of {new.min_copies} copies so far, for a"
-                " peer failed just now; send it again under this file_id until it has them"
-            )
         return Receipt(put, tuple(deliveries), tuple(sorted([self._here.me, *confirmed])))
+
+    def is_small(self, size: int) -> bool:
+        """Whether `take_in_small` takes a content of this many bytes."""
+        config = self._config
+        return 0 < size <= min(config.inline_bytes_max, config.chunk_bytes_max, config.file_bytes_max)
+
+    async def take_in_small(self, new: NewFile, content: bytes) -> Receipt:
+        """`take_in` of a content that is at hand, goes into the database, and to others in an exchange.
+
+        No task, no thread and no file is needed before the one commit. At least one copy may be asked for.
+        """
+        self._here.space.check()
+        file_key = new.file_key or self.new_file_key()
+        targets = self._others.placement.targets_of(file_key, new.copies)
+        chunk = FreshChunk(blake3(content).digest(), len(content), None, content)
+        sha256 = hashlib.sha256(content).digest()
+        if new.file_key is not None:
+            await self._targets.ask(file_key)
+        chunks = (Chunk(chunk.hash, chunk.size),)
+        manifest = new.manifest(file_key, len(content), sha256, chunks, self._here.wall_ms())
+        try:
+            put, _ = await self._write(manifest, {chunk.hash: chunk})
+        except NoSpace:
+            await self._here.database.use_last_room()
+            raise
+        deliveries = await self._deliveries.deliver_small(put, targets, self._others.worth_asking(targets))
+        return self._receipt(put, deliveries)
 
     def _check_reachable(self, min_copies: int) -> None:
         reachable = 1 + len(self._others.worth_asking(member.node_id for member in self._others.membership.members()))
@@ -125,7 +158,13 @@ class Uploads:
 
     async def _commit(self, intake: Intake, new: NewFile, file_key: str) -> Put:
         manifest = intake.manifest(new, file_key, self._here.wall_ms())
-        fresh = {chunk.hash: chunk for chunk in intake.fresh}
+        put, adopted = await self._write(manifest, {chunk.hash: chunk for chunk in intake.fresh})
+        intake.adopted(adopted)
+        await intake.discard()
+        return put
+
+    async def _write(self, manifest: Manifest, fresh: Mapping[bytes, FreshChunk]) -> tuple[Put, list[FreshChunk]]:
+        """Commit a file of which all chunks are fresh, here and in the log; returns which of them were adopted."""
 
         def step() -> tuple[Put, list[FreshChunk]]:
             known = self._same_as_shown(manifest)
@@ -139,10 +178,8 @@ class Uploads:
         put, adopted = await self._here.database.write(step, grows=True)
         if all(chunk.content is not None for chunk in fresh.values()):
             self._here.recent.remember(put.dot, {chunk.hash: chunk.content or b"" for chunk in fresh.values()})
-        intake.adopted(adopted)
-        await intake.discard()
         self._here.news.tell()
-        return put
+        return put, adopted
 
     def _same_as_shown(self, manifest: Manifest) -> Put | None:
         """A client that repeats an upload, because it did not hear the answer, gets the answer to the first."""

@@ -11,6 +11,7 @@ from starlette.types import Scope
 from peer.config import Config
 from peer.http import files, health, metrics, nodes, openapi, peers, uploads
 from peer.http.callers import Callers
+from peer.http.direct import Direct
 from peer.http.errors import HANDLERS, on_bug
 from peer.http.services import Services
 from peer.http.traffic import Traffic
@@ -60,7 +61,7 @@ def make_app(config: Config, version: str, clock: Clock, services: Callable[[], 
     routes = [*CLIENT_ROUTES, *PEER_ROUTES]
     app = Starlette(routes=routes, exception_handlers={**HANDLERS, Exception: on_bug})
     app.state.config, app.state.version, app.state.services = config, version, services
-    app.state.traffic = Traffic(Callers(app, config, services), clock, _route_of)
+    app.state.traffic = Traffic(Direct(Callers(app, config, services), config, services), clock, _route_of)
     return app.state.traffic  # type: ignore[no-any-return]
 
 

@@ -41,7 +41,7 @@ class Callers:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if not self._names_us(scope, headers.get("host")):
+        if not self.names_us(scope, headers.get("host")):
             await error_response(421, "this peer does not go by that name; add it with --name")(scope, receive, send)
         elif origin is None:
             await self.app(scope, receive, send)
@@ -53,7 +53,7 @@ class Callers:
         else:
             await self.app(scope, receive, _with_cors(send, origin))
 
-    def _names_us(self, scope: Scope, host: str | None) -> bool:
+    def names_us(self, scope: Scope, host: str | None) -> bool:
         """Whether a `Host` is an address of this peer, or a name it was given; browsers never leave it out."""
         if host is None:
             return True

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
+from typing import Protocol
 from unicodedata import category
 from urllib.parse import quote
 
@@ -53,9 +54,9 @@ def clean_filename(name: str) -> str:
     return "".join(char for char in last if category(char) not in _CONTROLS)[:FILENAME_CHARS_MAX]
 
 
-def etag_of(manifest: Manifest) -> str:
+def etag_of(file: Described) -> str:
     """A strong validator: the hash of the content."""
-    return f'"{manifest.sha256.hex()}"'
+    return f'"{file.sha256.hex()}"'
 
 
 def disposition_of(filename: str) -> str:
@@ -67,6 +68,52 @@ def disposition_of(filename: str) -> str:
         plain = "".join(char if " " <= char <= "~" and char not in '"\\%/' else "_" for char in filename)
         encoded = quote(filename, safe="")
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
+
+
+class Described(Protocol):
+    """What the head of a response says of a file; a manifest, for one."""
+
+    @property
+    def filename(self) -> str:
+        """Its name."""
+
+    @property
+    def content_type(self) -> str:
+        """Its media type."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+
+    @property
+    def sha256(self) -> bytes:
+        """The hash of its content."""
+
+    @property
+    def uploaded_at_ms(self) -> int:
+        """When it came, in milliseconds since 1970."""
+
+
+def head_of(file: Described, source: tuple[NodeId, int]) -> dict[str, str]:
+    """The header fields of a whole file, with the peer it is read from and how far that is in milliseconds."""
+    return {
+        **_validators_of(file, source),
+        "content-type": file.content_type,
+        "content-length": str(file.size_bytes),
+        "content-disposition": disposition_of(file.filename),
+        "x-content-type-options": "nosniff",
+        "repr-digest": f"sha-256=:{base64.b64encode(file.sha256).decode()}:",
+    }
+
+
+def _validators_of(file: Described, source: tuple[NodeId, int]) -> dict[str, str]:
+    return {
+        "etag": etag_of(file),
+        "last-modified": formatdate(_modified_s(file), usegmt=True),
+        "accept-ranges": "bytes",
+        "x-routed-from": source[0],
+        "x-node-latency-ms": str(source[1]),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +176,9 @@ def is_current(header: str | None, etag: str, *, weak: bool) -> bool:
     return "*" in tags or etag in tags or (weak and f"W/{etag}" in tags)
 
 
-def _modified_s(manifest: Manifest) -> int:
+def _modified_s(file: Described) -> int:
     """When a file came into being, in whole seconds since 1970."""
-    return manifest.uploaded_at_ms // 1000
+    return file.uploaded_at_ms // 1000
 
 
 def _date_in(headers: Headers, name: str) -> float | None:
@@ -179,25 +226,12 @@ class FileResponse:
         self._boundary = manifest.sha256.hex() if len(ranges) > 1 else None
         self._length = sum(len(self._preface(span)) + span.count for span in self._spans) + len(self._end())
         self._status = 304 if self._unchanged else 206 if ranges else 200
-        self._headers = self._make_headers(manifest, etag, source)
+        self._headers = self._make_headers(manifest, source)
 
-    def _make_headers(self, manifest: Manifest, etag: str, source: tuple[NodeId, int]) -> dict[str, str]:
-        headers = {
-            "etag": etag,
-            "last-modified": formatdate(_modified_s(manifest), usegmt=True),
-            "accept-ranges": "bytes",
-            "x-routed-from": source[0],
-            "x-node-latency-ms": str(source[1]),
-        }
+    def _make_headers(self, manifest: Manifest, source: tuple[NodeId, int]) -> dict[str, str]:
         if self._unchanged:
-            return headers
-        headers |= {
-            "content-type": manifest.content_type,
-            "content-length": str(self._length),
-            "content-disposition": disposition_of(manifest.filename),
-            "x-content-type-options": "nosniff",
-            "repr-digest": f"sha-256=:{base64.b64encode(manifest.sha256).decode()}:",
-        }
+            return _validators_of(manifest, source)
+        headers = {**head_of(manifest, source), "content-length": str(self._length)}
         if self._boundary is not None:
             headers["content-type"] = f"multipart/byteranges; boundary={self._boundary}"
         elif self._status == 206:

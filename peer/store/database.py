@@ -349,7 +349,9 @@ def translated_errors() -> Iterator[None]:
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.OperationalError as error:
-        kind = NoSpace if error.sqlite_errorcode == sqlite3.SQLITE_FULL else StoreError
+        # Those that Python raises by itself, of text that is none, have no code.
+        is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        kind = NoSpace if is_full else StoreError
         raise kind(f"the database failed: {error}") from error
     except sqlite3.DatabaseError as error:
         raise StoreError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peer.store.rows import select_puts, version_vector_of
+from peer.store.rows import FIRST_HASH, select_puts, unpack_chunks, version_vector_of
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.messages import ItemStatus
 from protocol.ops import Put
@@ -68,6 +68,32 @@ def find_shown(connection: sqlite3.Connection, file_key: str) -> Put | None:
     """The version of a file that is listed and served."""
     found = next(select_puts(connection, "WHERE puts.file_key = ? AND puts.shown", file_key), None)
     return found[1] if found else None
+
+
+class SmallFile(NamedTuple):
+    """The shown version of a file this disk has, and, of one that is small, its content as it lies in the database."""
+
+    filename: str
+    content_type: str
+    size_bytes: int
+    sha256: bytes
+    uploaded_at_ms: int
+    chunk_hash: bytes
+    content: bytes
+
+
+def find_small(connection: sqlite3.Connection, file_key: str) -> SmallFile | None:
+    """A shown file that is one chunk in the database here; its content is not verified. One look-up by two keys."""
+    found = connection.execute(
+        "SELECT filename, content_type, size_bytes, sha256, uploaded_at_ms, chunks, content FROM puts"
+        f" JOIN chunks ON chunks.hash = {FIRST_HASH} AND content IS NOT NULL AND NOT condemned"
+        " WHERE file_key = ? AND shown AND held",
+        (file_key,),
+    ).fetchone()
+    chunks = unpack_chunks(found[5]) if found else None
+    if found is None or chunks is None or len(chunks) != 1:
+        return None
+    return SmallFile._make((*found[:5], chunks[0].hash, found[6]))
 
 
 def find_versions(connection: sqlite3.Connection, file_key: str) -> list[Put]:

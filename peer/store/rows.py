@@ -50,6 +50,10 @@ def pack_chunks(chunks: Sequence[Chunk] | None) -> bytes | None:
     return bytes(packed)
 
 
+FIRST_HASH = "substr(puts.chunks, 4, 32)"
+"""The hash of a file's first chunk, in `puts.chunks` of up to seven: behind the heads of its list and of its bytes."""
+
+
 def unpack_chunks(packed: bytes | None) -> tuple[Chunk, ...] | None:
     """What `pack_chunks` packed."""
     if packed is None:

@@ -55,6 +55,18 @@ def test_the_model_objects_to_a_lost_file_while_a_holder_is_live() -> None:
     assert file.objection(503, "", frozenset({"node-3"}), all_up=False) is None
 
 
+def test_the_model_lets_a_version_that_ranks_above_be_shown_to_a_writer_that_had_not_heard_of_it() -> None:
+    file = FileModel("key")
+    file.acknowledged_put(version(1, "node-1"), "node-1")
+    file.acknowledged_put(version(2, "node-2"), "node-2", rivals={"sha-1"})
+    assert file.objection(200, "sha-1", ALL, all_up=True) is None
+    assert file.objection(200, "sha-2", ALL, all_up=True) is None
+    file.acknowledged_put(version(3, *ALL), "node-2")
+    assert file.objection(200, "sha-1", ALL, all_up=True)
+    file.acknowledged_put(version(4, *ALL), "node-2", rivals={"sha-3"})
+    assert file.objection(200, "sha-3", ALL, all_up=True), "node-2 had it, so it was replaced"
+
+
 def test_the_model_objects_to_a_deleted_file_that_is_back() -> None:
     file = FileModel("key")
     file.acknowledged_put(version(1, "node-1", "node-2"), "node-1")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 import trio
 from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put
 
 from peer.world.env import StartError
+from sim.looks import rivals_of
 from sim.network import Weather
-from sim.world import World
+from sim.world import VirtualClock, World
 
 
 def test_what_was_acknowledged_survives_power_cuts_at_any_moment() -> None:
@@ -242,3 +245,26 @@ def test_a_world_that_fails_while_a_peer_is_paused_comes_to_its_end() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         in_world(scenario)
     assert caught.group_contains(ZeroDivisionError)
+
+
+def test_rivals_are_versions_nobody_told_the_writer_of_and_whose_stamps_are_later() -> None:
+    async def scenario(world: World) -> None:
+        def rivals(name: str, receipt: dict[str, Any]) -> set[str]:
+            platters = {machine: world.machines[machine].platter for machine in world.machines}
+            return rivals_of(platters[name], platters.values(), "k", receipt["checksum_sha256"])
+
+        clock = world.machines["node-1"].env.clock  # type: ignore[union-attr]
+        assert isinstance(clock, VirtualClock)
+        part(world, ("node-1",), ("node-2",))
+        await trio.sleep(5)
+        clock.offset_ms = 60_000
+        ahead = await put(world, "node-1", "k", b"ahead")
+        behind = await put(world, "node-2", "k", b"behind")
+        assert rivals("node-2", behind) == {ahead["checksum_sha256"]}
+        assert rivals("node-1", ahead) == set()
+        heal(world)
+        await converged(world)
+        assert await everywhere(world, "k") == [b"ahead"] * 2
+        assert rivals("node-2", await put(world, "node-2", "k", b"heard of both")) == set()
+
+    in_world(scenario, peers=2)
