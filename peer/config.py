@@ -61,6 +61,9 @@ def is_numeric(address: str) -> bool:
     return True
 
 
+DURABILITIES = ("fsync", "os")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The settings of one peer; times in seconds, sizes in bytes."""
@@ -87,6 +90,9 @@ class Config:
     """A peer that answers no probe for this long is taken for down."""
     target_timeout_s: float = 1.0
     """An upload's target, or a peer asked before a delete, that makes no progress for this long counts as failed."""
+    durability: str = "fsync"
+    """Where a copy is before it is told of: `fsync`, on the disk; `os`, with the operating system, so that it outlives
+    the process and no power cut."""
     reserve_bytes: int = 32 * 1024 * 1024
     """Set aside on the disk, so that files can still be deleted when it is full; 0 for nothing."""
     shutdown_grace_s: float = 10.0

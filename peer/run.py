@@ -138,7 +138,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 async def _run(config: Config, failures: list[Exception]) -> None:
-    node = Node(config, SystemEnv(config.data))
+    node = Node(config, SystemEnv(config.data, syncs=config.durability == "fsync"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, node)
         try:

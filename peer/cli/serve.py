@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from peer.cli.options import read_size, setting
-from peer.config import Address, Config, ConfigError
+from peer.config import DURABILITIES, Address, Config, ConfigError
 
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
@@ -135,6 +135,13 @@ _seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECON
 )
 @_seconds_option(
     "--shutdown-grace", "shutdown_grace_s", default=10.0, help="Running requests may finish for so long at a stop."
+)
+@setting(
+    "--durability",
+    type=click.Choice(DURABILITIES),
+    default="fsync",
+    show_default=True,
+    help="Sync every copy before it is told of; or leave it to the operating system: faster, and not power-safe.",
 )
 @setting(
     "--reserve",

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from peer.config import DURABILITIES
 from peer.http.files import FILES_LIMIT, FILES_LIMIT_MAX
 from peer.http.nodes import QUEUE_LIMIT, QUEUE_LIMIT_MAX
 from protocol.codec import FILENAME_CHARS_MAX, SIZE_MAX
@@ -90,6 +91,7 @@ _RECEIPT = {
         details=_list(_object(("error", "instead_of"), node=NODE_ID, success=FLAG, error=TEXT, instead_of=NODE_ID)),
     ),
     "durable_copies": _list(NODE_ID),
+    "durability": _one_of(*DURABILITIES),
 }
 _COUNTS = {"total": COUNT, "success": COUNT, "failed": COUNT}
 

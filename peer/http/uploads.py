@@ -211,6 +211,7 @@ def receipt_json(services: Services, receipt: Receipt) -> dict[str, object]:
             "details": details,
         },
         "durable_copies": list(receipt.durable_copies),
+        "durability": services.config.durability,
     }
 
 

@@ -100,8 +100,9 @@ class SystemFile:
 class SystemNewFile:
     """A file being written, see `peer.world.env.WritableFile`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, syncs: bool) -> None:
         self._path = path
+        self._syncs = syncs
         self._file = path.open("xb", buffering=0)
 
     def write(self, piece: bytes | memoryview) -> None:
@@ -111,8 +112,9 @@ class SystemNewFile:
                 rest = rest[self._file.write(rest) or 0 :]
 
     def sync(self) -> None:
-        with _translated(f"syncing {self._path.name}"):
-            sync_file(self._file.fileno())
+        if self._syncs:
+            with _translated(f"syncing {self._path.name}"):
+                sync_file(self._file.fileno())
 
     def close(self) -> None:
         with _translated(f"closing {self._path.name}"):
@@ -122,8 +124,9 @@ class SystemNewFile:
 class SystemDatabaseFile:
     """A database on disk in WAL mode."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, syncs: bool) -> None:
         self._path = path
+        self._syncs = syncs
 
     def _connect(self) -> sqlite3.Connection:
         # From Python 3.12 on, two threads that use one connection get rows of each other's statements.
@@ -139,7 +142,8 @@ class SystemDatabaseFile:
         # Has an effect on a new database only: its size can follow the files there are, not those there ever were.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        # NORMAL syncs before a checkpoint only: a power cut takes commits, the last ones, and damages nothing.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self._syncs else 'NORMAL'}")
         # Only macOS knows a difference between the two syncs.
         connection.execute("PRAGMA fullfsync = 1")
         connection.execute("PRAGMA checkpoint_fullfsync = 1")
@@ -161,10 +165,14 @@ class SystemDatabaseFile:
 
 
 class SystemDisk:
-    """A data folder of this machine, see `peer.world.env.Disk`."""
+    """A data folder of this machine, see `peer.world.env.Disk`.
 
-    def __init__(self, root: Path) -> None:
+    Without `syncs` nothing waits for the disk: what is written is as durable as the operating system makes it.
+    """
+
+    def __init__(self, root: Path, *, syncs: bool = True) -> None:
         self._root = root
+        self._syncs = syncs
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -190,7 +198,8 @@ class SystemDisk:
             for above in (folder, *folder.parents):
                 if above == self._root:
                     break
-                sync_folder(above.parent)
+                if self._syncs:
+                    sync_folder(above.parent)
 
     def list_files(self, folder: str) -> list[tuple[str, int]]:
         try:
@@ -203,7 +212,7 @@ class SystemDisk:
 
     def create(self, path: str) -> SystemNewFile:
         with _translated(f"creating {path}"):
-            return SystemNewFile(self._root / path)
+            return SystemNewFile(self._root / path, syncs=self._syncs)
 
     def allocate(self, path: str, size: int) -> None:
         try:
@@ -222,8 +231,9 @@ class SystemDisk:
             (self._root / old).rename(self._root / new)
 
     def sync_folder(self, folder: str) -> None:
-        with _translated(f"syncing the folder {folder}"):
-            sync_folder(self._root / folder)
+        if self._syncs:
+            with _translated(f"syncing the folder {folder}"):
+                sync_folder(self._root / folder)
 
     def open(self, path: str) -> SystemFile:
         with _translated(f"opening {path}"):
@@ -242,7 +252,7 @@ class SystemDisk:
             return shutil.disk_usage(self._root).total
 
     def database(self, path: str) -> SystemDatabaseFile:
-        return SystemDatabaseFile(self._root / path)
+        return SystemDatabaseFile(self._root / path, syncs=self._syncs)
 
 
 def _fallocate(descriptor: int, size: int) -> bool:

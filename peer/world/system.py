@@ -95,9 +95,9 @@ def _make_calls(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 class SystemEnv:
     """See `peer.world.env.Env`; made inside the trio run it is for."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, syncs: bool = True) -> None:
         self.clock: Clock = SystemClock()
-        self.disk: Disk = SystemDisk(data)
+        self.disk: Disk = SystemDisk(data, syncs=syncs)
         self.version = _version()
         self.shares_ports = shares_ports()
         self._limiters = {work: trio.CapacityLimiter(threads) for work, threads in THREADS.items()}

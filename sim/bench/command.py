@@ -67,6 +67,12 @@ class Contestant:
     help="Another checkout, to measure too; may be repeated.  [default: none]",
 )
 @click.option("--rivals/--no-rivals", default=True, show_default=True, help="Measure SeaweedFS too, where it is there.")
+@click.option(
+    "--unsynced/--no-unsynced",
+    default=False,
+    show_default=True,
+    help="Measure also a cluster with --durability os, which syncs as little as SeaweedFS does.",
+)
 @click.option("--only", metavar="TEXT", default="", help="Loads whose names have this in them.  [default: all]")
 @click.option("--quick", is_flag=True, help="A second of small loads, to see that it works.")
 @click.option(
@@ -80,6 +86,7 @@ def bench(
     nodes: int,
     against: Sequence[Path],
     rivals: bool,
+    unsynced: bool,
     only: str,
     quick: bool,
     report: Path | None,
@@ -96,6 +103,7 @@ def bench(
         folder = Path(name)
         systems: list[System] = [MiniDfs(folder / "minidfs", nodes)]
         systems += [MiniDfs(folder / f"other-{number}", nodes, code) for number, code in enumerate(against)]
+        systems += [MiniDfs(folder / "unsynced", nodes, durability="os")] if unsynced else []
         systems += [SeaweedFiler(folder / "seaweedfs", nodes)] if rivals else []
         contestants = _start(systems, stack)
         about = _about(contestants, nodes, rounds, seconds)

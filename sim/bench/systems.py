@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -65,10 +65,12 @@ class System:
                 process.kill()
                 process.wait()
 
-    def _launch(self, command: Sequence[str], log: str, code: Path | None = None) -> None:
-        """Start a process, on the Python code in a folder."""
+    def _launch(
+        self, command: Sequence[str], log: str, code: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a process, on the Python code in a folder, with these variables."""
         # Python looks for modules where it is started, ahead of all else.
-        env = None if code is None else os.environ | {"PYTHONPATH": str(code)}
+        env = None if code is None else os.environ | {"PYTHONPATH": str(code), **(settings or {})}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / log).open("ab") as file:
             self._processes.append(
@@ -92,14 +94,23 @@ class System:
             time.sleep(0.1)
 
 
+PROMISES = {
+    "fsync": "every copy synced before the answer",
+    "os": "every copy with its operating system before the answer, none synced",
+}
+"""What an answer means, by the setting `durability`."""
+
+
 class MiniDfs(System):
     """A local cluster of this code, or of that in another folder."""
 
-    promise = "every copy synced before the answer"
-
-    def __init__(self, folder: Path, nodes: int, code: Path | None = None) -> None:
+    def __init__(self, folder: Path, nodes: int, code: Path | None = None, durability: str = "fsync") -> None:
         super().__init__(folder)
         self.name = "Mini DFS" if code is None else f"Mini DFS in {code.name}"
+        if durability != "fsync":
+            self.name += f", durability {durability}"
+        self.promise = PROMISES[durability]
+        self._settings = {"MINIDFS_DURABILITY": durability}
         self._nodes = nodes
         self._code = ROOT if code is None else code.resolve()
 
@@ -107,7 +118,7 @@ class MiniDfs(System):
         ports = free_ports(self._nodes + 1)
         command = [sys.executable, "-m", "peer", "cluster", "--nodes", str(self._nodes)]
         command += ["--data", str(self.folder / "data"), "--base-port", str(ports[0]), "--facade-port", str(ports[-1])]
-        self._launch(command, "cluster.log", self._code)
+        self._launch(command, "cluster.log", self._code, self._settings)
         for port in ports[: self._nodes]:
             self._wait(f"http://{HOST}:{port}/health/ready", "cluster.log")
         return Place(f"http://{HOST}:{ports[0]}", "/files")

@@ -54,14 +54,14 @@ def test_every_option_reaches_the_configuration(node: FakeNode) -> None:
     addresses = "--facade 127.0.0.1:8080 --join 127.0.0.1:8001 --join [::1]:8003"
     others = f"--copies 2 --heal-interval 0.5 --log-level DEBUG --cluster-id {'AB' * 16} --advertise 10.0.0.7"
     more = "--probe-interval 2 --down-after 7 --target-timeout 3 --shutdown-grace 4 --reserve 1MiB --max-file-size 2GiB"
-    names = "--name a.example --name b.example --origin https://c.example --log-format json"
+    names = "--name a.example --name b.example --origin https://c.example --log-format json --durability os"
     assert run_command(minidfs, "minidfs", [*NEEDED, *f"{addresses} {others} {more} {names}".split()]) == 0
     config = node.config
     assert config.advertise == Address("10.0.0.7", 0)
     assert (config.probe_interval_s, config.down_after_s, config.target_timeout_s) == (2, 7, 3)
     assert (config.shutdown_grace_s, config.reserve_bytes, config.file_bytes_max) == (4, 1 << 20, 2 << 30)
     assert (config.names, config.origins) == (("a.example", "b.example"), ("https://c.example",))
-    assert config.log_format == "json"
+    assert (config.log_format, config.durability) == ("json", "os")
     assert config.facade == Address("127.0.0.1", 8080)
     assert config.join == (Address("127.0.0.1", 8001), Address("::1", 8003))
     assert (config.copies, config.heal_interval_s, config.log_level) == (2, 0.5, "debug")

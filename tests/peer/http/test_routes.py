@@ -223,7 +223,7 @@ def test_an_upload_answers_with_the_documented_receipt() -> None:
                 "total_nodes": 2, "successful": 2, "failed": 0,
                 "details": [{"node": node, "success": True} for node in receipt_order(receipt)],
             },
-            "durable_copies": ["node-1", "node-2", "node-3"],
+            "durable_copies": ["node-1", "node-2", "node-3"], "durability": "fsync",
         }  # fmt: skip
         assert len(key) == 36
         assert receipt["uploaded_at"].endswith("Z")

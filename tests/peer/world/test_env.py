@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,6 +20,7 @@ import trio
 import trio.testing
 
 from peer.config import Address
+from peer.world import disk as disk_module
 from peer.world.disk import SystemDisk
 from peer.world.env import (
     Disk,
@@ -214,6 +215,30 @@ def test_a_folder_is_made_durable_also_when_a_kill_left_it_unsynced(
         synced.clear()
         disk.make_folder("chunks/aa")
         assert {*synced} == {root, root / "chunks"}
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+def test_only_a_disk_that_syncs_waits_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, syncs: bool
+) -> None:
+    synced: list[int] = []
+    sync = disk_module.sync_file
+
+    def count(descriptor: int) -> None:
+        synced.append(descriptor)
+        sync(descriptor)
+
+    disk = SystemDisk(tmp_path, syncs=syncs)
+    monkeypatch.setattr(disk_module, "sync_file", count)
+    disk.make_folder("chunks")
+    with closing(disk.create("chunks/a")) as file:
+        file.write(b"content")
+        file.sync()
+    disk.sync_folder("chunks")
+    assert bool(synced) is syncs
+    with closing(disk.database("a.db").connect_writer()) as writer:
+        full, normal = 2, 1
+        assert writer.execute("PRAGMA synchronous").fetchone() == (full if syncs else normal,)
 
 
 def test_space_that_was_allocated_is_taken(disk: Disk) -> None:
