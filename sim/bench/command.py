@@ -23,14 +23,25 @@ WORKLOADS = (
     Workload("GET 4 KiB, 16 connections", "get", 4096, 16),
     Workload("PUT 64 KiB, 16 connections", "put", 65_536, 16),
     Workload("GET 64 KiB, 16 connections", "get", 65_536, 16),
+    Workload("mixed, 4 KiB, 16 connections", "mixed", 4096, 16),
+    Workload("LIST 1,000 files, 4 connections", "list", 4096, 4),
     Workload("PUT 64 MiB", "put", 64 * MIB, 1),
     Workload("GET 64 MiB", "get", 64 * MIB, 1),
+    Workload("PUT 4 KiB, 16 connections, one peer dead", "put", 4096, 16, is_degraded=True),
+)
+"""Those on degraded systems come last, for nobody brings back what was killed."""
+HUGE = (
+    Workload("PUT 1 GiB", "put", 1024 * MIB, 1),
+    Workload("GET 1 GiB", "get", 1024 * MIB, 1),
 )
 QUICK = (
     Workload("PUT 4 KiB, 4 connections", "put", 4096, 4),
     Workload("GET 4 KiB, 4 connections", "get", 4096, 4),
+    Workload("mixed, 4 KiB, 4 connections", "mixed", 4096, 4),
+    Workload("LIST 1,000 files, 2 connections", "list", 4096, 2),
     Workload("PUT 2 MiB", "put", 2 * MIB, 1),
     Workload("GET 2 MiB", "get", 2 * MIB, 1),
+    Workload("PUT 4 KiB, one peer dead", "put", 4096, 4, is_degraded=True),
 )
 FILES_READ = {4096: 1000, 65_536: 500}
 """How many files of a size reads are spread over; two of any other."""
@@ -73,6 +84,7 @@ class Contestant:
     show_default=True,
     help="Measure also a cluster with --durability os, which syncs as little as SeaweedFS does.",
 )
+@click.option("--huge", is_flag=True, help="Also files of 1 GiB: each upload takes 3 GiB of the disk.")
 @click.option("--only", metavar="TEXT", default="", help="Loads whose names have this in them.  [default: all]")
 @click.option("--quick", is_flag=True, help="A second of small loads, to see that it works.")
 @click.option(
@@ -87,6 +99,7 @@ def bench(
     against: Sequence[Path],
     rivals: bool,
     unsynced: bool,
+    huge: bool,
     only: str,
     quick: bool,
     report: Path | None,
@@ -96,7 +109,8 @@ def bench(
     All run at once, and are loaded in turn. Quote ratios of one run: what
     else the machine does changes all of it.
     """
-    loads = [load for load in (QUICK if quick else WORKLOADS) if only.lower() in load.name.lower()]
+    known = QUICK if quick else sorted((*WORKLOADS, *(HUGE if huge else ())), key=lambda load: load.is_degraded)
+    loads = [load for load in known if only.lower() in load.name.lower()]
     if not loads:
         raise click.ClickException(f"no load has {only!r} in its name; leave --only away to see them")
     with tempfile.TemporaryDirectory(prefix="minidfs-bench-") as name, ExitStack() as stack:
@@ -148,7 +162,12 @@ def _measure(
     quick: bool,
 ) -> list[Row]:
     rows: list[Row] = []
+    is_degraded = False
     for load in loads:
+        if load.is_degraded and not is_degraded:
+            is_degraded = True
+            for one in contestants:
+                one.system.lose_one()
         of_load = [Row(one.system.name, load) for one in contestants]
         for _ in range(rounds):
             for one, row in zip(contestants, of_load, strict=True):
@@ -159,7 +178,7 @@ def _measure(
 
 
 def _add_round(one: Contestant, row: Row, seconds: float, folder: Path, files: int) -> None:
-    paths = one.paths(row.workload.size, files) if row.workload.kind == "get" else []
+    paths = one.paths(row.workload.size, files) if row.workload.kind != "put" else []
     pids = machine.with_descendants(one.system.pids)
     before, size = machine.cpu_s(pids), machine.disk_bytes(one.system.folder)
     row.rounds.append(drive(one.place, row.workload, seconds, paths, folder))

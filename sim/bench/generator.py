@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from sim.bench.loads import BOUNDARY, Place, Workload
 
 TIMEOUT_S = 60.0
 ANSWER_BYTES_MAX = 1 << 31
+DELETED_AFTER = 1000
+"""Requests after it was written."""
 _HEAD = (
     f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n'
     "Content-Type: application/octet-stream\r\n\r\n"
@@ -42,6 +45,8 @@ class _Load:
     errors: int = 0
     begun: int = 0
     stored: list[str] = field(default_factory=list)
+    written: deque[tuple[str, int]] = field(default_factory=deque)
+    """Paths to be deleted later, and which request wrote them."""
 
     async def lane(self) -> None:
         """Ask again and again."""
@@ -62,13 +67,20 @@ class _Load:
             self._note(name, answer)
 
     def _request(self, name: str, base: bytes) -> HttpRequest:
+        content = (name.encode("ascii") + base)[: self.workload.size]
+        headers: tuple[tuple[str, str], ...] = ()
+        body = b""
         if self.workload.kind == "put":
-            content = (name.encode("ascii") + base)[: self.workload.size]
             method, target = "POST", self.place.put_path.replace("{name}", name)
-            headers: tuple[tuple[str, str], ...] = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
+            headers = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
             body = b"".join((_HEAD, content, _TAIL))
+        elif self.workload.kind == "list":
+            method, target, headers = "GET", self.place.list_path, (("accept", "application/json"),)
+        elif self.workload.kind == "mixed":
+            method, target = self._mixed(name)
+            body = content if method == "PUT" else b""
         else:
-            method, target, headers, body = "GET", random.choice(self.paths), (), b""
+            method, target = "GET", random.choice(self.paths)
         return HttpRequest(
             method=method,
             target=target,
@@ -78,6 +90,16 @@ class _Load:
             silence_timeout_s=TIMEOUT_S,
             answer_bytes_max=ANSWER_BYTES_MAX,
         )
+
+    def _mixed(self, name: str) -> tuple[str, str]:
+        """See `Workload.kind`; a file is deleted long after it was written, and others are read."""
+        dice, path = random.randrange(100), random.choice(self.paths)
+        if dice < 15:
+            self.written.append((self.place.raw_path.replace("{name}", name), self.begun))
+            return "PUT", self.written[-1][0]
+        if dice < 25 and self.written and self.written[0][1] + DELETED_AFTER < self.begun:
+            return "DELETE", self.written.popleft()[0]
+        return "GET", path + self.place.stat_suffix if dice < 55 else path
 
     def _note(self, name: str, answer: HttpAnswer) -> None:
         if not 200 <= answer.status < 300:

@@ -29,10 +29,13 @@ class Workload:
 
     name: str
     kind: str
-    """`put` or `get`."""
+    """`put`, `get`, `list` (a page of a thousand files), or `mixed`: of a hundred requests 45 reads, 15 writes, 10
+    deletions and 30 questions about a file."""
     size: int
     """Bytes of each file."""
     connections: int
+    is_degraded: bool = False
+    """Measured after one of the system's processes that keep content was killed."""
 
     @property
     def is_large(self) -> bool:
@@ -64,6 +67,12 @@ class Place:
     """Of its host and port."""
     put_path: str
     """To which forms are posted; `{name}` stands for a name of the file."""
+    raw_path: str
+    """To which the content of a file of this name is put as it is, and from which it is deleted."""
+    list_path: str
+    """A page of a thousand files."""
+    stat_suffix: str
+    """Behind a file's path: what is known of it, as JSON."""
 
 
 def tool() -> str:
@@ -82,7 +91,9 @@ def drive(place: Place, workload: Workload, seconds: float, paths: Sequence[str]
 
 def fill(place: Place, size: int, count: int) -> list[str]:
     """Store so many files and return the paths under which they are read."""
-    answer = _generate(place, Workload("fill", "put", size, 4), 600.0, (), count)
+    # Each connection has a whole file in memory.
+    lanes = 4 if size <= 64 * 1024 * 1024 else 1
+    answer = _generate(place, Workload("fill", "put", size, lanes), 600.0, (), count)
     return [str(path) for path in answer["paths"]]
 
 
@@ -145,16 +156,54 @@ end
 """
 
 
+_LIST_SCRIPT = """
+wrk.headers["accept"] = "application/json"
+function request() return wrk.format("GET", os.getenv("BENCH_LIST")) end
+"""
+
+# A file is deleted a thousand requests after it was written, and others are read: no request overtakes what it needs.
+_MIXED_SCRIPT = """
+local paths, written, first, count = {}, {}, 1, 0
+for path in io.lines(os.getenv("BENCH_PATHS")) do paths[#paths + 1] = path end
+math.randomseed(tonumber(os.getenv("BENCH_SEED")))
+local content = string.rep("x", tonumber(os.getenv("BENCH_SIZE")))
+local seed, raw, suffix = os.getenv("BENCH_SEED"), os.getenv("BENCH_RAW"), os.getenv("BENCH_STAT")
+function request()
+  count = count + 1
+  local dice, path = math.random(100), paths[math.random(#paths)]
+  if dice <= 15 then
+    local name = seed .. "-" .. count
+    written[#written + 1] = {(raw:gsub("{name}", name)), count}
+    return wrk.format("PUT", written[#written][1], nil, (name .. content):sub(1, #content))
+  end
+  if dice <= 25 and written[first] and written[first][2] + 1000 < count then
+    first = first + 1
+    return wrk.format("DELETE", written[first - 1][1])
+  end
+  return wrk.format("GET", dice <= 55 and path .. suffix or path)
+end
+"""
+
+_SCRIPTS = {
+    "put": _PUT_SCRIPT % {"boundary": BOUNDARY},
+    "get": _GET_SCRIPT,
+    "list": _LIST_SCRIPT,
+    "mixed": _MIXED_SCRIPT,
+}
+
+
 def _with_wrk(place: Place, workload: Workload, seconds: float, paths: Sequence[str], folder: Path) -> Figures:
     script, listed = folder / "load.lua", folder / "paths"
-    text = _PUT_SCRIPT % {"boundary": BOUNDARY} if workload.kind == "put" else _GET_SCRIPT
-    script.write_text(text + _DONE_SCRIPT, encoding="ascii")
+    script.write_text(_SCRIPTS[workload.kind] + _DONE_SCRIPT, encoding="ascii")
     listed.write_text("".join(f"{path}\n" for path in paths), encoding="ascii")
     told = {
         "BENCH_SIZE": str(workload.size),
         "BENCH_SEED": str(random.SystemRandom().getrandbits(30)),
         "BENCH_PATH": place.put_path,
         "BENCH_PATHS": str(listed),
+        "BENCH_RAW": place.raw_path,
+        "BENCH_STAT": place.stat_suffix,
+        "BENCH_LIST": place.list_path,
     }
     command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), place.url]
     done = subprocess.run(

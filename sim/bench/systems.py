@@ -48,6 +48,10 @@ class System:
         """Which release it is."""
         raise NotImplementedError
 
+    def lose_one(self) -> None:
+        """Kill one of the processes that keep content, not the one that is asked."""
+        raise NotImplementedError
+
     @property
     def pids(self) -> list[int]:
         """Its processes, without those they started."""
@@ -121,7 +125,12 @@ class MiniDfs(System):
         self._launch(command, "cluster.log", self._code, self._settings)
         for port in ports[: self._nodes]:
             self._wait(f"http://{HOST}:{port}/health/ready", "cluster.log")
-        return Place(f"http://{HOST}:{ports[0]}", "/files")
+        return Place(f"http://{HOST}:{ports[0]}", "/files", "/files/{name}", "/files?limit=1000", "/versions")
+
+    def lose_one(self) -> None:
+        last = f"node-{self._nodes}"
+        command = [sys.executable, "-m", "peer", "cluster", "kill", last, "--data", str(self.folder / "data")]
+        subprocess.run(command, cwd=self._code, capture_output=True, check=True, timeout=STOP_S)
 
     def version(self) -> str:
         shown = ["git", "-C", str(self._code), "describe", "--always", "--dirty"]
@@ -135,6 +144,7 @@ class SeaweedFiler(System):
 
     name = "SeaweedFS filer"
     promise = "3 copies, none synced"
+    _last_volume: subprocess.Popen[bytes]
 
     def __init__(self, folder: Path, nodes: int) -> None:
         super().__init__(folder)
@@ -157,7 +167,12 @@ class SeaweedFiler(System):
         where = ["-port", str(filer), "-defaultStoreDir", str(self._made("filer")), "-master", f"{HOST}:{master}"]
         self._launch([weed, "filer", *at, *where, "-defaultReplicaPlacement", self._copies], "filer.log")
         self._wait(f"http://{HOST}:{filer}/", "filer.log")
-        return Place(f"http://{HOST}:{filer}", "/bench/{name}")
+        self._last_volume = self._processes[-2]
+        return Place(f"http://{HOST}:{filer}", "/bench/{name}", "/bench/{name}", "/bench/?limit=1000", "?metadata=true")
+
+    def lose_one(self) -> None:
+        self._last_volume.kill()
+        self._last_volume.wait()
 
     def version(self) -> str:
         return subprocess.run([_weed(), "version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
