@@ -16,6 +16,7 @@ from peer.http.nodes import latency_ms
 from peer.http.requests import file_key_in, json_object_of, number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
+from peer.store.lookups import ListedFile
 from protocol.codec import SIZE_MAX
 from protocol.errors import MalformedMessage
 from protocol.identity import NODE_ID_PATTERN, Dot, NodeId
@@ -79,7 +80,7 @@ async def versions(request: Request) -> JSONResponse:
     if not found:
         raise HttpError(404, "no file has this id; GET /files lists them")
     listed = [
-        {**file_json(put, services.here.holders(put.dot)), "dot": str(put.dot), "shown": number == 0}
+        {**file_json(put.manifest, services.here.holders(put.dot)), "dot": str(put.dot), "shown": number == 0}
         for number, put in enumerate(found)
     ]
     return JSONResponse({"file_id": file_key, "file_key": file_key, "versions": listed, "count": len(listed)})
@@ -119,22 +120,21 @@ async def list_files(request: Request) -> JSONResponse:
     except BadCursor as error:
         raise HttpError(400, str(error)) from None
     page = await services.listing.files(limit, behind, request.query_params.get("name", ""))
-    listed = [file_json(put, holders) for put, holders in page.files]
+    listed = [file_json(file, holders) for file, holders in page.files]
     return JSONResponse(
         {"files": listed, "count": len(listed), "total": page.total, "next": cursor_of(page.end) if page.end else None}
     )
 
 
-def file_json(put: Put, holders: tuple[NodeId, ...]) -> dict[str, object]:
+def file_json(file: Manifest | ListedFile, holders: tuple[NodeId, ...]) -> dict[str, object]:
     """A file in a list."""
-    manifest = put.manifest
     return {
-        "file_key": manifest.file_key,
-        "original_filename": manifest.filename,
-        "size_bytes": manifest.size_bytes,
-        "checksum_sha256": manifest.sha256.hex(),
-        "content_type": manifest.content_type,
-        "uploaded_at": rfc3339(manifest.uploaded_at_ms),
+        "file_key": file.file_key,
+        "original_filename": file.filename,
+        "size_bytes": file.size_bytes,
+        "checksum_sha256": file.sha256.hex(),
+        "content_type": file.content_type,
+        "uploaded_at": rfc3339(file.uploaded_at_ms),
         "replicas": list(holders),
     }
 

@@ -9,4 +9,4 @@ def rfc3339(wall_ms: int | None) -> str | None:
     """Milliseconds since 1970 as RFC 3339 in UTC, to the second."""
     if wall_ms is None:
         return None
-    return datetime.fromtimestamp(wall_ms / 1000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{datetime.fromtimestamp(wall_ms // 1000, tz=UTC).replace(tzinfo=None).isoformat()}Z"

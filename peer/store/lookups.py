@@ -21,11 +21,22 @@ class PageEnd(NamedTuple):
     file_key: str
 
 
+class ListedFile(NamedTuple):
+    """What a list says of a file."""
+
+    file_key: str
+    filename: str
+    size_bytes: int
+    sha256: bytes
+    content_type: str
+    uploaded_at_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class FilesPage:
     """Some files, newest first, with their holders; how many there are in all; where it ends if there are more."""
 
-    files: tuple[tuple[Put, tuple[NodeId, ...]], ...]
+    files: tuple[tuple[ListedFile, tuple[NodeId, ...]], ...]
     total: int
     end: PageEnd | None
 
@@ -124,6 +135,18 @@ def _holders_of_row(connection: sqlite3.Connection, put_row: int) -> tuple[NodeI
     return tuple(NodeId(node_id) for (node_id,) in rows)
 
 
+def _holders_of_rows(connection: sqlite3.Connection, put_rows: Sequence[int]) -> dict[int, tuple[NodeId, ...]]:
+    """The holders of many puts, by row id, each by node id: two queries however many there are."""
+    places = ", ".join("?" * len(put_rows))
+    holds = connection.execute(f"SELECT put, origin FROM holds WHERE put IN ({places})", put_rows).fetchall()
+    # After the holds, for an origin may be new, and none ever goes.
+    node_of = dict(connection.execute("SELECT origins.id, node_id FROM origins JOIN nodes ON nodes.id = origins.node"))
+    found: dict[int, set[NodeId]] = {row: set() for row in put_rows}
+    for row, origin in holds:
+        found[row].add(node_of[origin])
+    return {row: tuple(sorted(nodes)) for row, nodes in found.items()}
+
+
 def undeclared(connection: sqlite3.Connection, me: NodeId) -> list[Put]:
     """The puts whose content this disk has while no live hold of `me` says so."""
     condition = (
@@ -143,19 +166,17 @@ def files_page(connection: sqlite3.Connection, limit: int, after: PageEnd | None
         condition += " AND (puts.uploaded_at_ms, puts.file_key) < (?, ?)"
         values += [after.uploaded_at_ms, after.file_key]
     name_condition, name_values = _has_prefix(name_prefix)
-    found = list(
-        select_puts(
-            connection,
-            f"WHERE {condition}{name_condition} ORDER BY puts.uploaded_at_ms DESC, puts.file_key DESC LIMIT ?",
-            *values,
-            *name_values,
-            limit + 1,
-        )
-    )
+    # No joins and no chunks: of a list of a thousand files these were most of the work.
+    found = connection.execute(
+        "SELECT id, file_key, filename, size_bytes, sha256, content_type, uploaded_at_ms FROM puts"
+        f" WHERE {condition}{name_condition} ORDER BY puts.uploaded_at_ms DESC, puts.file_key DESC LIMIT ?",
+        (*values, *name_values, limit + 1),
+    ).fetchall()
     page = found[:limit]
     (total,) = connection.execute(f"SELECT count(*) FROM puts WHERE shown{name_condition}", name_values).fetchone()
-    files = tuple((put, _holders_of_row(connection, row_id)) for row_id, put in page)
-    last = page[-1][1].manifest if len(found) > limit else None
+    holders = _holders_of_rows(connection, [row[0] for row in page])
+    files = tuple((ListedFile._make(row[1:]), holders[row[0]]) for row in page)
+    last = files[-1][0] if len(found) > limit else None
     return FilesPage(files, total, PageEnd(last.uploaded_at_ms, last.file_key) if last else None)
 
 

@@ -100,7 +100,7 @@ class SystemFile:
 class SystemNewFile:
     """A file being written, see `peer.world.env.WritableFile`."""
 
-    def __init__(self, path: Path, *, syncs: bool) -> None:
+    def __init__(self, path: Path, *, syncs: bool = True) -> None:
         self._path = path
         self._syncs = syncs
         self._file = path.open("xb", buffering=0)
@@ -124,7 +124,7 @@ class SystemNewFile:
 class SystemDatabaseFile:
     """A database on disk in WAL mode."""
 
-    def __init__(self, path: Path, *, syncs: bool) -> None:
+    def __init__(self, path: Path, *, syncs: bool = True) -> None:
         self._path = path
         self._syncs = syncs
 
