@@ -181,7 +181,9 @@ class SqliteStore:
         return log_hash_at(self.connection, row.id, seq)
 
     def end_of_log(self, origin: Origin, up_to: int) -> int:
-        row = self._origin_row(origin)
+        row = self._origins.get(origin)
+        if row is None:
+            return 0
         query = "SELECT max(seq) FROM log WHERE origin = ? AND seq <= ?"
         (found,) = self.connection.execute(query, (row.id, up_to)).fetchone()
         return row.floor if found is None else int(found)

@@ -28,7 +28,7 @@ from protocol.identity import (
     ms_of_stamp,
     stamp_of_ms,
 )
-from protocol.ops import RUN_MAX, Chunk, Drop, Manifest, Put
+from protocol.ops import RUN_MAX, Chunk, Drop, HoldRun, Manifest, Put
 from protocol.replica import DROP_DOTS_MAX, Replica
 from protocol.store import MemoryStore
 
@@ -268,6 +268,7 @@ def test_the_largest_ops_there_can_be_fit_a_message() -> None:
     longest = Origin(NodeId("n" * 64), (1 << EPOCH_BITS) - 1)
     dots = tuple(Dot(longest, SEQ_MAX - number) for number in range(DROP_DOTS_MAX))
     assert len(encode_op(Drop(dots[0], Stamp(STAMP_MAX), dots))) < OP_BYTES_MAX / 2
+    assert len(encode_op(HoldRun(dots[-1], Stamp(STAMP_MAX), dots[:RUN_MAX]))) < OP_BYTES_MAX / 2
     config = Config(node_id="n", listen=Address("h", 1), data=Path())
     count = -(-config.file_bytes_max // config.chunk_bytes_max)
     chunks = (Chunk(b"\xff" * HASH_BYTES, config.chunk_bytes_max),) * count
