@@ -375,6 +375,7 @@ MUTANTS = (
         UNDOING_FILE,
         "        return dot.seq > self._stands.get(dot.origin, dot.seq)",
         "        return dot.origin in self._disputed and dot.seq > self._stands[dot.origin]",
+        (FORKS,),
     ),
     Mutant(
         "written-again-drop-forgets-what-stands",

@@ -14,13 +14,14 @@ import click
 from sim.bench import machine
 from sim.bench.loads import Place, Workload, drive, fill, tool
 from sim.bench.report import Row, as_markdown, as_picture
-from sim.bench.systems import MiniDfs, SeaweedFiler, System, SystemMissing, running
+from sim.bench.systems import Elsewhere, MiniDfs, SeaweedFiler, System, SystemMissing, running
 
 MIB = 1024 * 1024
 WORKLOADS = (
     Workload("PUT 4 KiB, 16 connections", "put", 4096, 16),
     Workload("PUT 4 KiB, 64 connections", "put", 4096, 64),
     Workload("GET 4 KiB, 16 connections", "get", 4096, 16),
+    Workload("GET 4 KiB, 16 connections, from a peer without a copy", "get", 4096, 16, is_elsewhere=True),
     Workload("PUT 64 KiB, 16 connections", "put", 65_536, 16),
     Workload("GET 64 KiB, 16 connections", "get", 65_536, 16),
     Workload("mixed, 4 KiB, 16 connections", "mixed", 4096, 16),
@@ -37,6 +38,7 @@ HUGE = (
 QUICK = (
     Workload("PUT 4 KiB, 4 connections", "put", 4096, 4),
     Workload("GET 4 KiB, 4 connections", "get", 4096, 4),
+    Workload("GET 4 KiB, from a peer without a copy", "get", 4096, 4, is_elsewhere=True),
     Workload("mixed, 4 KiB, 4 connections", "mixed", 4096, 4),
     Workload("LIST 1,000 files, 2 connections", "list", 4096, 2),
     Workload("PUT 2 MiB", "put", 2 * MIB, 1),
@@ -55,12 +57,20 @@ class Contestant:
     system: System
     place: Place
     stored: dict[int, list[str]] = field(default_factory=dict)
+    stored_elsewhere: list[str] = field(default_factory=list)
 
     def paths(self, size: int, count: int) -> list[str]:
         """Files of this size, stored when they are asked for first."""
         if size not in self.stored:
             self.stored[size] = fill(self.place, size, count)
         return self.stored[size]
+
+    def paths_elsewhere(self, elsewhere: Elsewhere, size: int, count: int) -> list[str]:
+        """Files of this size that the other peer has no copy of, stored when they are asked for first."""
+        if not self.stored_elsewhere:
+            found = fill(elsewhere.stores, size, count)
+            self.stored_elsewhere = [path for path in found if not elsewhere.has_copy(path)]
+        return self.stored_elsewhere
 
 
 @click.command()
@@ -178,10 +188,17 @@ def _measure(
 
 
 def _add_round(one: Contestant, row: Row, seconds: float, folder: Path, files: int) -> None:
-    paths = one.paths(row.workload.size, files) if row.workload.kind != "put" else []
+    place, paths = one.place, []
+    if row.workload.is_elsewhere:
+        elsewhere = one.system.elsewhere()
+        if elsewhere is None:
+            return
+        place, paths = elsewhere.reads, one.paths_elsewhere(elsewhere, row.workload.size, files)
+    elif row.workload.kind != "put":
+        paths = one.paths(row.workload.size, files)
     pids = machine.with_descendants(one.system.pids)
     before, size = machine.cpu_s(pids), machine.disk_bytes(one.system.folder)
-    row.rounds.append(drive(one.place, row.workload, seconds, paths, folder))
+    row.rounds.append(drive(place, row.workload, seconds, paths, folder))
     after = machine.cpu_s(pids)
     if before is not None and after is not None:
         row.cpu_s.append(after - before)

@@ -106,7 +106,7 @@ class _Load:
             self.errors += 1
         elif self.workload.kind == "put":
             # Where the system draws the ids of files, its answer says which.
-            path = self.place.put_path.replace("{name}", name)
+            path = self.place.put_path.replace("{name}", name).partition("?")[0]
             with suppress(ValueError, KeyError, TypeError):
                 path = f"{path}/{json.loads(answer.content)['file_id']}"
             self.stored.append(path)

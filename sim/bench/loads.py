@@ -34,6 +34,8 @@ class Workload:
     size: int
     """Bytes of each file."""
     connections: int
+    is_elsewhere: bool = False
+    """Of files with few copies, through a peer that has none of them."""
     is_degraded: bool = False
     """Measured after one of the system's processes that keep content was killed."""
 

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from sim.bench.loads import Place
 
@@ -24,6 +25,19 @@ GRPC_OFFSET = 10_000
 """SeaweedFS takes a second port so far above each of its ports."""
 FIRST_PORT, LAST_PORT = 21_000, 31_000
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Elsewhere(NamedTuple):
+    """Two peers of one system: files stored at the one are read through the other."""
+
+    stores: Place
+    reads: Place
+
+    def has_copy(self, path: str) -> bool:
+        """Whether the peer that is read from has a copy of its own, as it says of itself."""
+        request = urllib.request.Request(f"{self.reads.url}{path}", method="HEAD")  # noqa: S310  (one of ours)
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return bool(answer.headers["X-Routed-From"] == "node-2")
 
 
 class SystemMissing(Exception):
@@ -47,6 +61,10 @@ class System:
     def version(self) -> str:
         """Which release it is."""
         raise NotImplementedError
+
+    def elsewhere(self) -> Elsewhere | None:
+        """Where files are stored with one copy, and where they are read without having any; None if that is nowhere."""
+        return None
 
     def lose_one(self) -> None:
         """Kill one of the processes that keep content, not the one that is asked."""
@@ -105,8 +123,15 @@ PROMISES = {
 """What an answer means, by the setting `durability`."""
 
 
+def _place_of(port: int, query: str = "") -> Place:
+    """Where a peer of ours takes and gives files."""
+    return Place(f"http://{HOST}:{port}", f"/files{query}", "/files/{name}", "/files?limit=1000", "/versions")
+
+
 class MiniDfs(System):
     """A local cluster of this code, or of that in another folder."""
+
+    _ports: list[int]
 
     def __init__(self, folder: Path, nodes: int, code: Path | None = None, durability: str = "fsync") -> None:
         super().__init__(folder)
@@ -125,7 +150,11 @@ class MiniDfs(System):
         self._launch(command, "cluster.log", self._code, self._settings)
         for port in ports[: self._nodes]:
             self._wait(f"http://{HOST}:{port}/health/ready", "cluster.log")
-        return Place(f"http://{HOST}:{ports[0]}", "/files", "/files/{name}", "/files?limit=1000", "/versions")
+        self._ports = ports
+        return _place_of(ports[0])
+
+    def elsewhere(self) -> Elsewhere | None:
+        return Elsewhere(_place_of(self._ports[0], "?copies=1"), _place_of(self._ports[1])) if self._nodes > 2 else None
 
     def lose_one(self) -> None:
         last = f"node-{self._nodes}"
