@@ -47,6 +47,7 @@ WRONG_STARTS = "tests/e2e/test_wrong_starts.py"
 DATA_FOLDERS = "tests/e2e/test_data_folders.py"
 
 DIRECT = "tests/peer/http/test_direct.py"
+PLAIN_GO_DIRECT = f"{DIRECT}::test_plain_requests_go_the_direct_way_and_no_others"
 
 DIRECT_FILE = "peer/http/direct.py"
 CATALOG_FILE = "protocol/catalog.py"
@@ -663,7 +664,7 @@ MUTANTS = (
         DIRECT_FILE,
         'b"if-none-match", ',
         "",
-        (DIRECT,),
+        (PLAIN_GO_DIRECT,),
     ),
     Mutant(
         "pages-go-direct",
@@ -671,7 +672,7 @@ MUTANTS = (
         DIRECT_FILE,
         '{b"origin", b"range",',
         '{b"range",',
-        (DIRECT,),
+        (PLAIN_GO_DIRECT,),
     ),
     Mutant(
         "any-name-goes-direct",
@@ -679,7 +680,7 @@ MUTANTS = (
         DIRECT_FILE,
         "        return host is not None and self._is_ours(scope, host)",
         "        return host is not None",
-        (DIRECT,),
+        (PLAIN_GO_DIRECT,),
     ),
     Mutant(
         "checksums-ignored-on-the-direct-way",
@@ -687,7 +688,7 @@ MUTANTS = (
         DIRECT_FILE,
         'b"content-digest", b"content-md5"}',
         'b"content-digest"}',
-        (DIRECT,),
+        (PLAIN_GO_DIRECT,),
     ),
     Mutant(
         "found-for-ever",
@@ -695,7 +696,7 @@ MUTANTS = (
         DIRECT_FILE,
         "        if committed is not self._found_as_of or is_full:",
         "        if is_full:",
-        (DIRECT,),
+        (f"{DIRECT}::test_a_file_that_was_read_is_read_anew_after_each_change",),
     ),
     Mutant(
         "rot-goes-direct",
@@ -703,7 +704,7 @@ MUTANTS = (
         "peer/files/downloads.py",
         "        return file if file is not None and is_good(file) else None",
         "        return file",
-        (DIRECT,),
+        (f"{DIRECT}::test_rot_in_the_database_never_leaves_by_the_direct_way_and_heals",),
     ),
     Mutant(
         "second-field-lost-on-the-direct-way",
@@ -711,7 +712,7 @@ MUTANTS = (
         DIRECT_FILE,
         '    if end == -1 or body[end:] not in (closing + b"--\\r\\n", closing + b"--"):',
         "    if end == -1:",
-        (DIRECT,),
+        (PLAIN_GO_DIRECT,),
     ),
     Mutant(
         "deficits-end-with-their-transaction",
