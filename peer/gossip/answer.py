@@ -82,7 +82,8 @@ class Answering:
         try:
             return messages.decode_request(self._others.cluster_id, raw)
         except WrongVersion as error:
-            self._complaints.say(sender, f"an exchange with {sender[:SENDER_CHARS_MAX]!r} was refused: {error}")
+            name = sender[:SENDER_CHARS_MAX]
+            self._complaints.say(name, f"an exchange with {name!r} was refused: {error}")
             raise
 
     async def answer(self, request: ExchangeRequest) -> ExchangeReply:

@@ -3,8 +3,8 @@
 It answers what the usual way (`peer/http/callers.py`, then the routes of `peer/http/app.py`) would answer, after the
 same checks, and hands on to it whatever is not plain: other header fields that mean something, a query, a file that is
 not here whole or not found, a form with more in it than one file. What the usual way costs a request before anything
-is done for it, in routing, middleware, form parsing and tasks, is more than the work itself: with it a peer
-serves 2.4 times fewer files of 4 KiB a second, and takes in a quarter fewer (docs/performance.md).
+is done for it, in routing, middleware, form parsing and tasks, is more than the work itself: with it a peer serves less
+than half as many files of 4 KiB a second, and takes in up to a tenth fewer (measured: docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HOSTS_MAX = 64
 FOUND_MAX = 4096
 FOUND_BYTES_MAX = 16 * 1024 * 1024
 """Of files that were looked up since the last commit: beyond one of the two they are all looked up anew."""
-FORM_BYTES_MAX = 1024
-"""What a form may have beside the content of its file."""
+PLAIN_FORM_BYTES_MAX = 1024
+"""What a form may have beside the content of its file, to be plain."""
 
 _READS: dict[str, Callable[..., object]] = {"/files/": files.download, "/download/": files.download_routed}
 _FORM_TYPE = re.compile(rb"multipart/form-data; ?boundary=([A-Za-z0-9'()+_,./:=?-]{1,70})")
@@ -69,6 +69,10 @@ class _Found(NamedTuple):
     head: Sequence[tuple[bytes, bytes]]
 
 
+_Way = Callable[[Services, Scope, Receive, Send], Awaitable[Receive | None]]
+"""Answers a request, or gives what the usual way is to receive of it."""
+
+
 class Direct:
     """The app: the direct way where it leads anywhere, and the usual one."""
 
@@ -81,13 +85,16 @@ class Direct:
         self._recent: dict[str, _Found] = {}
         self._recent_bytes = 0
         self._found_as_of: Committed | None = None
-        ways = {"GET": self._read, "HEAD": self._read, "POST": self._take_form, "PUT": self._take_raw}
-        self.ways: dict[str, Callable[[Services, Scope, Receive, Send], Awaitable[Receive | None]]] = dict(ways)
-        """By method. Each answers the request, or gives what the usual way is to receive."""
+        self._ways: dict[str, _Way] = {
+            "GET": self._read,
+            "HEAD": self._read,
+            "POST": self._take_form,
+            "PUT": self._take_raw,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        way = self.ways.get(scope["method"]) if scope["type"] == "http" and not scope["query_string"] else None
+        way = self._ways.get(scope["method"]) if scope["type"] == "http" and not scope["query_string"] else None
         services = None if way is None else self._services()
         if way is None or services is None:
             await self._usual(scope, receive, send)
@@ -169,7 +176,7 @@ class Direct:
         if scope["path"] != "/files" or not self._is_plain(scope, FIELDS_OF_WRITES):
             return receive
         boundary = _FORM_TYPE.fullmatch(_field(scope, b"content-type") or b"")
-        if boundary is None or not self._is_small(scope, FORM_BYTES_MAX):
+        if boundary is None or not self._is_small(scope, PLAIN_FORM_BYTES_MAX):
             return receive
         body = await _Body.read(receive)
         sent = _sent_in(body.content, boundary[1]) if body.is_whole else None

@@ -51,7 +51,7 @@ class _Load:
     async def lane(self) -> None:
         """Ask again and again."""
         seed = os.urandom(4).hex()
-        base = random.Random(seed).randbytes(self.workload.size)
+        base = os.urandom(self.workload.size)
         url = urlsplit(self.place.url)
         address = Address(url.hostname or "", url.port or 80)
         while time.monotonic() < self.ends_at and (self.count is None or self.begun < self.count):

@@ -217,15 +217,36 @@ def _with_wrk(place: Place, workload: Workload, seconds: float, paths: Sequence[
 
 # --- curl ---
 
+PIECE_BYTES = 1024 * 1024
+"""No larger than the pieces into which a system cuts files."""
+
+
+def _write_random(path: Path, size: int) -> None:
+    """A file nothing can make smaller: no two pieces of it are alike."""
+    with path.open("wb") as file:
+        for start in range(0, size, PIECE_BYTES):
+            file.write(os.urandom(min(PIECE_BYTES, size - start)))
+
+
+def _make_different(path: Path) -> None:
+    """Change every piece of a file: of content that is there already a system may have nothing to store."""
+    size = path.stat().st_size
+    with path.open("rb+") as file:
+        for start in range(0, size, PIECE_BYTES):
+            file.seek(start)
+            file.write(os.urandom(min(16, size - start)))
+
 
 def _with_curl(place: Place, workload: Workload, seconds: float, paths: Sequence[str], folder: Path) -> Figures:
     """One file at a time, each by a curl of its own, as a user would."""
-    sent, started, errors = folder / "sent", time.monotonic(), 0
+    sent, errors = folder / "sent", 0
+    if workload.kind == "put":
+        _write_random(sent, workload.size)
+    started = time.monotonic()
     took: list[float] = []
     while time.monotonic() - started < seconds or not took:
         if workload.kind == "put":
-            # Not all of it anew, for that takes longer than to send it; and no two alike.
-            sent.write_bytes(os.urandom(4096) + bytes(workload.size - 4096))
+            _make_different(sent)
             path = place.put_path.replace("{name}", f"large-{len(took)}-{os.getpid()}")
             what = ["-F", f"file=@{sent}"]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,12 +33,14 @@ class Elsewhere(NamedTuple):
 
     stores: Place
     reads: Place
+    reader: str
+    """The node id of the peer that is read from."""
 
     def has_copy(self, path: str) -> bool:
         """Whether the peer that is read from has a copy of its own, as it says of itself."""
         request = urllib.request.Request(f"{self.reads.url}{path}", method="HEAD")  # noqa: S310  (one of ours)
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return bool(answer.headers["X-Routed-From"] == "node-2")
+            return bool(answer.headers["X-Routed-From"] == self.reader)
 
 
 class SystemMissing(Exception):
@@ -154,7 +157,9 @@ class MiniDfs(System):
         return _place_of(ports[0])
 
     def elsewhere(self) -> Elsewhere | None:
-        return Elsewhere(_place_of(self._ports[0], "?copies=1"), _place_of(self._ports[1])) if self._nodes > 2 else None
+        if self._nodes < 2:
+            return None
+        return Elsewhere(_place_of(self._ports[0], "?copies=1"), _place_of(self._ports[1]), "node-2")
 
     def lose_one(self) -> None:
         last = f"node-{self._nodes}"
@@ -230,7 +235,10 @@ def _answers(url: str) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """So many ports in a row that nobody listens on, and nobody so far above them as SeaweedFS needs."""
-    for first in range(FIRST_PORT, LAST_PORT, 50):
+    firsts = list(range(FIRST_PORT, LAST_PORT, 50))
+    # Whoever looks for some at the same moment finds others.
+    random.SystemRandom().shuffle(firsts)
+    for first in firsts:
         ports = range(first, first + count)
         if all(_is_free(port) and _is_free(port + GRPC_OFFSET) for port in ports):
             return list(ports)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
-from sim.bench import machine
+from sim.bench import loads, machine
 from sim.bench.command import QUICK, bench
 from sim.bench.loads import Figures, Workload
 from sim.bench.report import Row, as_markdown, as_picture
@@ -65,6 +65,19 @@ def test_a_folder_takes_up_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "file").write_bytes(os.urandom(100_000))
     assert 100_000 <= machine.disk_bytes(tmp_path) < 200_000
+
+
+def test_of_a_large_file_nothing_was_there_before(tmp_path: Path) -> None:
+    path = tmp_path / "sent"
+    loads._write_random(path, 3 * loads.PIECE_BYTES + 5)
+    seen: set[bytes] = set()
+    for _ in range(3):
+        loads._make_different(path)
+        content = path.read_bytes()
+        assert len(content) == 3 * loads.PIECE_BYTES + 5
+        pieces = [content[start : start + loads.PIECE_BYTES] for start in range(0, len(content), loads.PIECE_BYTES)]
+        assert len(seen | set(pieces)) == len(seen) + 4
+        seen |= set(pieces)
 
 
 def test_a_rival_that_is_not_there_is_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
