@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+INLINE_BYTES_MAX = 256 * 1024
+
 
 class ConfigError(ValueError):
     """A setting makes no sense; the message says which and what to write instead."""
@@ -97,7 +99,7 @@ class Config:
     """Set aside on the disk, so that files can still be deleted when it is full; 0 for nothing."""
     shutdown_grace_s: float = 10.0
     """Requests that run when a peer is told to stop may finish for this long."""
-    inline_bytes_max: int = 256 * 1024
+    inline_bytes_max: int = INLINE_BYTES_MAX
     """Chunks up to this size live in the database; larger ones are files (measured: docs/decisions.md)."""
     chunk_bytes_max: int = 8 * 1024 * 1024
     file_bytes_max: int = 1 << 40

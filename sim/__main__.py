@@ -9,6 +9,7 @@ import click
 from peer.cli.main import run_command
 from sim.bench.command import bench
 from sim.chaos.command import chaos
+from sim.fill import fill_command
 from sim.hunt import hunt
 from sim.mutations import mutations
 from sim.run import replay, run, shrink, table
@@ -30,6 +31,7 @@ sim.add_command(shrink)
 sim.add_command(smoke)
 sim.add_command(table)
 sim.add_command(hunt)
+sim.add_command(fill_command)
 
 
 def main() -> int:
