@@ -97,6 +97,8 @@ class Config:
     the process and no power cut."""
     reserve_bytes: int = 32 * 1024 * 1024
     """Set aside on the disk, so that files can still be deleted when it is full; 0 for nothing."""
+    loop_look_s: float = 0.05
+    """Between two looks at how late the event loop is."""
     shutdown_grace_s: float = 10.0
     """Requests that run when a peer is told to stop may finish for this long."""
     inline_bytes_max: int = INLINE_BYTES_MAX

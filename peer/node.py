@@ -269,7 +269,7 @@ class Node:
         deliveries = Deliveries(env, config, here, others, exchanger)
         repair = Repair(env, config, here, others, exchanger, fetching)
         anti_entropy = AntiEntropy(env, config, here, others, exchanger, repair)
-        loop_lag = LoopLag(env.clock)
+        loop_lag = LoopLag(env.clock, config.loop_look_s)
         maintenance = (repair, DeficitWatch(here, repair), anti_entropy, here.chunks.collector, self.space)
         return Services(
             env=env,

@@ -52,7 +52,11 @@ NO_LOG = bytes(LOG_HASH_BYTES)
 """The running hash of a log without ops."""
 
 _PUT, _DELETE, _HOLD, _DROP, _HELD_PUT, _HOLD_RUN = range(6)
+_HOLD_RUN_BYTE = bytes([_HOLD_RUN])
 _KIND_MAX = 255
+
+RUN_WEIGHT = 4
+"""See `weight_of`."""
 
 T = TypeVar("T")
 
@@ -103,6 +107,11 @@ def encode_op(op: Op) -> bytes:
             return pack([_HOLD_RUN, *head, dots_fields(puts), recovered])
         case Drop(supersedes=supersedes, up_to=up_to):
             return pack([_DROP, *head, dots_fields(supersedes), dots_fields(up_to)])
+
+
+def weight_of(raw: bytes) -> int:
+    """What it costs to apply an encoded op, as bytes of a put would: each few bytes of a run are a hold."""
+    return RUN_WEIGHT * len(raw) if raw[1:2] == _HOLD_RUN_BYTE else len(raw)
 
 
 def decode_op(raw: bytes) -> Op:

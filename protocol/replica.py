@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from protocol import catalog, forks
 from protocol.catalog import Verdict
-from protocol.codec import root_of
+from protocol.codec import root_of, weight_of
 from protocol.forks import Fingerprints
 from protocol.identity import (
     EPOCH_BITS,
@@ -230,7 +230,7 @@ class Replica:
             heard.my_drops += 1
 
     def suffix(self, their_vv: VersionVector, bytes_max: int) -> Suffix | None:
-        """What a peer with this version vector lacks of our logs, at most about `bytes_max` of it, and one op at least.
+        """What a peer with this version vector lacks of our logs, `cut_suffix` to `bytes_max`.
 
         None when part of that is below a floor: only the whole state can help. The order is that of arrival here, so
         that every op follows those it builds on, wherever the suffix is cut.
@@ -329,12 +329,12 @@ class Replica:
 
 
 def cut_suffix(ops: Iterable[bytes], bytes_max: int) -> Suffix:
-    """The first of these encoded ops, at most about `bytes_max` of them, and one at least."""
+    """The first of these encoded ops, at most about `bytes_max` of them by `codec.weight_of`, and one at least."""
     taken: list[bytes] = []
     size = 0
     for raw in ops:
-        if taken and size + len(raw) > bytes_max:
+        size += weight_of(raw)
+        if taken and size > bytes_max:
             return Suffix(tuple(taken), more=True)
         taken.append(raw)
-        size += len(raw)
     return Suffix(tuple(taken), more=False)

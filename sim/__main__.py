@@ -10,6 +10,7 @@ from peer.cli.main import run_command
 from sim.bench.command import bench
 from sim.chaos.command import chaos
 from sim.fill import fill_command
+from sim.growth import growth
 from sim.hunt import hunt
 from sim.mutations import mutations
 from sim.run import replay, run, shrink, table
@@ -32,6 +33,7 @@ sim.add_command(smoke)
 sim.add_command(table)
 sim.add_command(hunt)
 sim.add_command(fill_command)
+sim.add_command(growth)
 
 
 def main() -> int:

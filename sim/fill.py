@@ -39,7 +39,7 @@ from peer.store.schema import migrate
 from peer.world.disk import SystemDisk, sync_path
 from protocol.identity import Dot, Member, NodeId
 from protocol.ops import Chunk, Manifest
-from protocol.placement import rank_all
+from protocol.placement import PARTITIONS, rank_all
 from protocol.replica import Replica
 
 A_TRANSACTION = 2000
@@ -112,7 +112,7 @@ def _make_catalog(folder: Path, layout: Layout, filling: Filling, tell: Callable
         with _transaction(store):
             set_meta_value(connection, "cluster_id", layout.cluster_id)
             save_members(store, members)
-            rerank(store, dict(enumerate(rank_all(places))))
+            rerank(store, list(enumerate(rank_all(places))), 0, 2 * PARTITIONS)
         uploads = _Uploads(store, placement, filling, [member.node_id for member in members])
         for numbers in _pieces(range(filling.files), A_TRANSACTION):
             with _transaction(store):

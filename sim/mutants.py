@@ -37,6 +37,8 @@ TASKS = "tests/peer/test_tasks.py"
 UNFORESEEN = "tests/peer/gossip/test_unforeseen.py"
 HOSTILE = "tests/peer/gossip/test_hostile_members.py"
 EXCHANGE = "tests/peer/gossip/test_exchange.py"
+CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
+PLACEMENT = "tests/peer/gossip/test_placement.py"
 MEMBERSHIP = "tests/protocol/test_membership.py"
 WORKER = "tests/peer/test_worker.py"
 JOINING = "tests/peer/gossip/test_joining.py"
@@ -1130,6 +1132,47 @@ MUTANTS = (
         "        return request, hold[len(asked) :], suffix.more",
         "        return request, hold[len(asked) :] if suffix is not None else [], suffix.more",
         (f"{EXCHANGE}::test_whether_a_peer_could_be_asked_to_hold_a_file_is_told",),
+    ),
+    # --- growing ---
+    Mutant(
+        "uploads-wait-for-who-is-far-behind",
+        "A target that has much to hear yet is asked all the same, and its uploads wait for all of that.",
+        "peer/gossip/exchange.py",
+        "        if hold is not None and self.link(node_id).is_far_behind():",
+        "        if hold is not None and node_id == self._config.node_id:",
+        (f"{CATCHING_UP}::test_uploads_do_not_wait_for_a_peer_that_is_far_behind_and_stand_ins_take_their_copies",),
+    ),
+    Mutant(
+        "catches-up-from-all-at-once",
+        "A peer that is far behind has all others send it the same.",
+        "peer/gossip/catching_up.py",
+        "        return self._source == node_id\n",
+        "        return True\n",
+        (f"{CATCHING_UP}::test_what_many_have_is_fetched_once",),
+    ),
+    Mutant(
+        "left-behind-for-good",
+        "Whoever was not asked because another peer was is never asked afterwards.",
+        "peer/gossip/catching_up.py",
+        "        found = list(self._others)\n",
+        "        found = list(self._others)[:0]\n",
+        (f"{CATCHING_UP}::test_there_is_one_source_until_it_has_no_more_and_then_the_others_have_their_turn",),
+    ),
+    Mutant(
+        "requeue-forgets-where-it-stopped",
+        "What is left of a partition when a step ends counts as done.",
+        "peer/store/members.py",
+        "            return done, rows[-1]",
+        "            return done + 1, 0",
+        (f"{PLACEMENT}::test_members_change_the_queue_alike_in_steps_of_any_size",),
+    ),
+    Mutant(
+        "requeue-keeps-what-nobody-lacks",
+        "A peer that is no target any more is still said to lack the file.",
+        "peer/store/catalog.py",
+        "            unwanted += [(item,) for node, item in queued.get(row, ()) if node not in lacking]",
+        "            unwanted += [(item,) for node, item in queued.get(row, ()) if node in lacking]",
+        (f"{PLACEMENT}::test_members_change_the_queue_alike_in_steps_of_any_size",),
     ),
     # --- starting, and the command line ---
     Mutant(

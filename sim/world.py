@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 from peer.config import Address, Config
+from peer.files.uploads import FILE_IDS
 from peer.node import Node
 from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpRequests, HttpServer, StartError, StoreError, Work
 from sim.disk import EVENT_LOOP, Mount, Platter
@@ -83,10 +84,11 @@ class VirtualClock:
 class VirtualEnv:
     """See `peer.world.env.Env`: one life of a peer in a world."""
 
-    def __init__(self, world: World, name: str, platter: Platter, life: int) -> None:
+    def __init__(self, world: World, name: str, platter: Platter, life: int, resumed_life: int | None = None) -> None:
         self._world = world
         self._name = name
         self._life = life
+        self._resumed_life = resumed_life
         self.clock: Clock = VirtualClock()
         self.mount = Mount(platter)
         self.disk: Disk = self.mount
@@ -97,7 +99,9 @@ class VirtualEnv:
         self._listeners: list[VirtualHttpServer] = []
 
     def chance(self, stream: str) -> Random:
-        return Random(f"{self._world.seed} {self._name} {self._life} {stream}")
+        # Two files under one id are not what is to come of a resumed machine: real ones draw from the system.
+        life = self._life if self._resumed_life is None or stream == FILE_IDS else self._resumed_life
+        return Random(f"{self._world.seed} {self._name} {life} {stream}")
 
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
         with trio.CancelScope(shield=True):
@@ -218,7 +222,7 @@ class World:
         """Start a peer on its disk; returns once it has joined its cluster."""
         machine = self.machines[name]
         machine.lives += 1
-        env = VirtualEnv(self, name, machine.platter, machine.resumed_life or machine.lives)
+        env = VirtualEnv(self, name, machine.platter, machine.lives, machine.resumed_life)
         machine.resumed_life = None
         others = tuple(other.address for other in self.machines.values() if other is not machine)
         config = Config(
@@ -228,6 +232,7 @@ class World:
             join=others,
             cluster_id="00" * 16,
             reserve_bytes=0,
+            loop_look_s=1.0,
         )
         config = replace(config, **self._settings)
         machine.env, machine.node, machine.gone = env, Node(config, env), trio.Event()

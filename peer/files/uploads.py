@@ -27,6 +27,9 @@ from peer.world.env import Env, NoSpace
 from protocol.identity import NodeId
 from protocol.ops import Chunk, Manifest, Put
 
+FILE_IDS = "file ids"
+"""The random stream of the ids of files whose clients name none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -50,7 +53,7 @@ class Uploads:
         self._others = others
         self._targets = targets
         self._deliveries = deliveries
-        self._ids = env.chance("file ids")
+        self._ids = env.chance(FILE_IDS)
 
     def new_file_key(self) -> str:
         """A key no file has: a random UUID (RFC 9562, version 4)."""

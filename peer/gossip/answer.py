@@ -13,6 +13,7 @@ from functools import partial
 from blake3 import blake3
 
 from peer.complaints import Complaints
+from peer.gossip.catching_up import is_far_behind
 from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger, Learn
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
@@ -131,6 +132,9 @@ class Answering:
             link.wake()
         elif answered.disagrees:
             self._whole_states.fetch_soon(request.sender.node_id, Reason.DISAGREEMENT)
+        elif is_far_behind(self._here.database.committed.version_vector, request.vv):
+            # It leaves that to us.
+            link.wake()
         if answered.declare:
             self._whole_states.declare_soon()
 

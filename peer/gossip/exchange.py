@@ -16,6 +16,7 @@ import trio
 
 from peer.complaints import Complaints
 from peer.config import Config
+from peer.gossip.catching_up import CatchingUp, is_far_behind
 from peer.gossip.client import PeerRefused, PeerUnreachable
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
@@ -36,8 +37,8 @@ from protocol.replica import Heard, Suffix, cut_suffix
 
 log = logging.getLogger("minidfs.exchange")
 
-OPS_BYTES_MAX = 512 * 1024
-"""Of ops in one message."""
+OPS_BYTES_MAX = 24 * 1024
+"""Of ops in one message: what is applied in one transaction, for which uploads have to wait."""
 
 CHUNKS_BYTES_MAX = 4 * 1024 * 1024
 """Of small chunks' contents in one message."""
@@ -81,6 +82,13 @@ class Wait:
     since_s: float
 
 
+def _not_asked(hold: Dot) -> _Turn:
+    """A turn that is over, and in which the peer was not asked to hold this."""
+    turn = _Turn(unasked=(hold,))
+    turn.done.set()
+    return turn
+
+
 class Exchanger(Worker):
     """Exchanges logs with every other peer of the cluster, and pushes news to a few of them."""
 
@@ -111,6 +119,7 @@ class Exchanger(Worker):
         self._links: dict[NodeId, Link] = {}
         self._chance = env.chance("push")
         self._complaints = Complaints(log, env.clock.now)
+        self._catching_up = CatchingUp()
         self._nursery: trio.Nursery | None = None
         here.news.follow(self.wake)
 
@@ -134,7 +143,8 @@ class Exchanger(Worker):
             link.wake()
 
     def _lacking(self) -> list[Link]:
-        return [link for link in map(self.link, self._others.membership.reachable()) if link.may_lack_something()]
+        links = map(self.link, self._others.membership.reachable())
+        return [link for link in links if link.may_lack_something() and not link.is_far_behind()]
 
     def backlog(self) -> int:
         return sum(link.may_lack_something() for link in self._links.values())
@@ -155,6 +165,8 @@ class Exchanger(Worker):
                 self._forks,
                 self._learn,
                 self._complaints,
+                self._catching_up,
+                self._exchange_soon,
                 node_id,
             )
             self._start(link)
@@ -163,13 +175,19 @@ class Exchanger(Worker):
     async def exchange(self, node_id: NodeId, hold: Dot | None = None) -> bool:
         """Swap logs with a peer, and ask it to hold a put; returns once all of it is applied on both sides.
 
-        Whether it holds the put then stands in the catalog, if it could be asked; False when it has to take over a
+        Where one of them is far behind, that one catches up by itself, and it is not waited for. Whether the peer holds
+        the put then stands in the catalog, if it could be asked; False when it is far behind, or has to take over a
         whole state first, and what the catalog has of it is from before. Raises PeerUnreachable, StoreError.
         """
         return await self.link(node_id).exchange(hold)
 
     def begin(self, node_id: NodeId, hold: Dot | None = None) -> Wait:
-        """Have an exchange with a peer start soon that asks it to hold a put; `outcome` waits for it."""
+        """Have an exchange with a peer start soon that asks it to hold a put; `outcome` waits for it.
+
+        One that is far behind is not asked: it will fetch what it lacks.
+        """
+        if hold is not None and self.link(node_id).is_far_behind():
+            return Wait(node_id, hold, _not_asked(hold), self._env.clock.now())
         return Wait(node_id, hold, self.link(node_id).wake(hold), self._env.clock.now())
 
     async def outcome(self, wait: Wait) -> str | None:
@@ -191,7 +209,7 @@ class Exchanger(Worker):
         if turn.error is not None:
             return str(turn.error)
         if wait.hold in turn.unasked:
-            return f"{node_id} is taking over what it has missed; it gets the file with it"
+            return f"{node_id} is catching up with what it has missed; it gets the file with it"
         if wait.hold is not None and wait.hold not in turn.held:
             return f"{node_id} has heard of the file and will fetch it"
         return None
@@ -219,10 +237,14 @@ class Link:
         forks: Forks,
         learn: Learn,
         complaints: Complaints,
+        catching_up: CatchingUp,
+        exchange_soon: Callable[[NodeId], None],
         node_id: NodeId,
     ) -> None:
         self._forks = forks
         self._complaints = complaints
+        self._catching_up = catching_up
+        self._exchange_soon = exchange_soon
         self._config = config
         self._here = here
         self._others = others
@@ -234,6 +256,8 @@ class Link:
         self.done = 0
         self.failed = 0
         self._is_stuck = False
+        self._left_at: VersionVector | None = None
+        """Where the peer stood when it was left to catch up by itself: then it must have moved by the next time."""
         self._gave_up: tuple[Origin, ...] = ()
         """Origins of ours of which the peer follows a branch that was given up here."""
         self._next = _Turn()
@@ -242,6 +266,10 @@ class Link:
     def may_lack_something(self) -> bool:
         """Whether, as far as we know, the peer has not heard all we have."""
         return self.known_vv is None or not covers_all(self.known_vv, self._here.database.committed.version_vector)
+
+    def is_far_behind(self) -> bool:
+        """Whether, as far as we know, the peer takes long to hear of all we have."""
+        return is_far_behind(self.known_vv, self._here.database.committed.version_vector)
 
     def has_applied(self, dot: Dot) -> bool:
         """Whether the peer has confirmed to have applied an op."""
@@ -284,10 +312,12 @@ class Link:
             finally:
                 # Whatever happened: who waits is told.
                 turn.done.set()
+                for node_id in self._catching_up.end(self.node_id):
+                    self._exchange_soon(node_id)
 
     async def _exchange_all(self, turn: _Turn) -> list[Dot]:
         """Exchange until nothing is lacking on either side, or nothing moves any more; the puts nobody asked it for."""
-        before: VersionVector | None = None
+        before, self._left_at = self._left_at, None
         hold = list(turn.hold)
         self._is_stuck = False
         while True:
@@ -301,9 +331,18 @@ class Link:
             if await self._end_standstill(request, reply, is_still_there=not moved) or request.behind:
                 return hold
             before = reply.vv
-            lacking = not covers_all(reply.vv, request.vv)
-            if not (hold or more or reply.more or self._is_stuck or (lacking and moved)):
+            has_more = reply.more and self._may_ask_more(reply.vv)
+            if moved and not has_more and self.is_far_behind():
+                self._left_at = before
                 return hold
+            lacking = not covers_all(reply.vv, request.vv)
+            if not (hold or more or has_more or self._is_stuck or (lacking and moved)):
+                return hold
+
+    def _may_ask_more(self, their_vv: VersionVector) -> bool:
+        """Whether to go on hearing what the peer has, or leave that to the link over which this peer catches up."""
+        is_far = is_far_behind(self._here.database.committed.version_vector, their_vv)
+        return not is_far or self._catching_up.may_ask_more(self.node_id)
 
     async def _end_standstill(self, request: ExchangeRequest, reply: ExchangeReply, *, is_still_there: bool) -> bool:
         """Ops that went over and moved nothing build on rows that are lost: then a whole state helps, and no repeating.

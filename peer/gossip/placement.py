@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import trio
+
 from peer.store.database import Database
 from peer.store.members import rerank
 from peer.world.env import Env, Work
 from protocol.identity import Member, NodeId
 from protocol.placement import PARTITIONS, Place, partition_of, rank_all, rank_places
 
-PARTITIONS_A_STEP = 256
-"""Re-ranked in one transaction, so that uploads get a turn in between."""
+BUDGET_OF_A_STEP = 256
+"""Puts and partitions gone through in one transaction, so that uploads get a turn in between."""
+PAUSE_MAX_S = 0.1
 
 
 class _Ranking:
@@ -37,6 +40,11 @@ class Placement:
         self.queued: list[list[NodeId]] = [[] for _ in range(PARTITIONS)]
         """The ranks by which the queue of missing copies was last made, as the database has them."""
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Those that are chosen from."""
+        return self._ranking.places
+
     def follow(self, members: Iterable[Member]) -> tuple[Place, ...]:
         """From now on these are the members; returns their places."""
         self._ranking = _Ranking(tuple(Place(member.node_id, member.zone) for member in members))
@@ -54,14 +62,21 @@ class Placement:
 async def requeue(env: Env, database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
     """Bring placement, and the queue of missing copies, in line with the members.
 
-    Raises StoreError; then the rest of the queue follows at the next change, or start.
+    Ends early when placement follows other members by then, for whom somebody else does it. Raises StoreError; then the
+    rest of the queue follows at the next change, or start.
     """
     places = placement.follow(members)
     # Off the event loop: with fifty members it takes about a second.
     ranks = await env.run_blocking(Work.HASH, rank_all, places)
     changed = [partition for partition in range(PARTITIONS) if placement.queued[partition] != ranks[partition]]
-    for start in range(0, len(changed), PARTITIONS_A_STEP):
-        some = {partition: ranks[partition] for partition in changed[start : start + PARTITIONS_A_STEP]}
-        await database.write(partial(rerank, database.store, some))
-        for partition, ranked in some.items():
+    todo = [(partition, ranks[partition]) for partition in changed]
+    after = 0
+    while todo and placement.places == places:
+        began = env.clock.now()
+        some = todo[:BUDGET_OF_A_STEP]
+        done, after = await database.write(partial(rerank, database.store, some, after, BUDGET_OF_A_STEP))
+        for partition, ranked in todo[:done]:
             placement.queued[partition] = ranked
+        del todo[:done]
+        # Half of the time is for others.
+        await trio.sleep(min(env.clock.now() - began, PAUSE_MAX_S))

@@ -69,7 +69,10 @@ class _Peer(Collector):
         labels = {"node_id": services.others.me, "version": services.env.version}
         yield _gauge("minidfs_build_info", "This peer and its version.", [(labels, 1)])
         lag = "Longest delay of the event loop within the last minute."
-        yield _gauge("minidfs_event_loop_lag_seconds", lag, [({}, services.loop_lag.longest_s())])
+        yield _gauge("minidfs_event_loop_lag_seconds", lag, [({}, services.loop_lag.longest.seconds())])
+        held = "Longest time a transaction kept the database's writer within the last minute."
+        longest_s = services.here.database.longest_hold.seconds()
+        yield _gauge("minidfs_writer_hold_seconds", held, [({}, longest_s)])
         yield _gauge("minidfs_disk_free_bytes", "What can still be written.", [({}, measured.disk_free_bytes)])
         yield _gauge("minidfs_disk_size_bytes", "The file system's size.", [({}, measured.disk_total_bytes)])
         damaged = "1 while rows of the catalog are damaged and no other peer's state has taken their place."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from peer.store.incoming import Incoming
@@ -112,7 +112,7 @@ class SqliteStore:
             )
         self._changed.clear()
         for put_row, items in self._deficits.items():
-            self._write_deficits(put_row, items)
+            self._write_deficits((item, put_row, target) for item, target in items.items())
         self._deficits.clear()
         if self._sum != self._stored_sum:
             self.connection.execute("REPLACE INTO meta VALUES ('state_sum', ?)", (f"{self._sum:032x}",))
@@ -344,22 +344,47 @@ class SqliteStore:
     def _shown_version(self, file_key: str) -> tuple[int, Put] | None:
         return next(self._puts("WHERE file_key = ? AND shown", file_key), None)
 
-    def _queue_deficits(self, put_row: int, put: Put, targets: Iterable[NodeId]) -> None:
-        self._write_deficits(put_row, {item_id(put.dot, target): self.node_row(target) for target in targets})
+    def _write_deficits(self, items: Iterable[tuple[int, int, int]]) -> None:
+        """Queue items, each with the row of its put and that of the target that lacks it."""
+        self.connection.executemany("REPLACE INTO queue (id, put, target, status) VALUES (?, ?, ?, 'PENDING')", items)
 
-    def _write_deficits(self, put_row: int, items: Mapping[int, int]) -> None:
-        self.connection.executemany(
-            "REPLACE INTO queue (id, put, target, status) VALUES (?, ?, ?, 'PENDING')",
-            [(item, put_row, target) for item, target in items.items()],
-        )
+    def requeue(self, partition: int, after: int, limit: int) -> list[int]:
+        """Make the queue say which targets lack the puts of a partition, after its targets have changed.
 
-    def requeue(self, put_row: int, put: Put) -> None:
-        """Make the queue say which targets lack this put, after its targets have changed."""
-        self._deficits.pop(put_row, None)
-        self.connection.execute("DELETE FROM queue WHERE put = ? AND status = 'PENDING'", (put_row,))
-        holders = {hold.holder for hold in self.holds_of(put.dot)}
-        targets = self.targets(partition_of(put.manifest.file_key), put.manifest.copies)
-        self._queue_deficits(put_row, put, [target for target in targets if target not in holders])
+        The row ids of the puts it went through: the first `limit` behind the row `after`.
+        """
+        puts = self.connection.execute(
+            "SELECT id, origin, seq, copies FROM puts WHERE partition = ? AND id > ? ORDER BY id LIMIT ?",
+            (partition, after, limit),
+        ).fetchall()
+        rows = [row[0] for row in puts]
+        holders, queued = self._holders_of(rows), self._queued_for(rows)
+        unwanted: list[tuple[int]] = []
+        missing: list[tuple[int, int, int]] = []
+        for row, origin, seq, copies in puts:
+            self._deficits.pop(row, None)
+            dot = Dot(self._origin_of[origin], seq)
+            targets = {self.node_row(target): target for target in self.targets(partition, copies)}
+            lacking = {node: target for node, target in targets.items() if (row, node) not in holders}
+            unwanted += [(item,) for node, item in queued.get(row, ()) if node not in lacking]
+            known = {node for node, _ in queued.get(row, ())}
+            missing += [(item_id(dot, target), row, node) for node, target in lacking.items() if node not in known]
+        self.connection.executemany("DELETE FROM queue WHERE id = ?", unwanted)
+        self._write_deficits(missing)
+        return rows
+
+    def _holders_of(self, put_rows: Sequence[int]) -> set[tuple[int, int]]:
+        """Of some puts, which node holds which."""
+        query = f"SELECT put, node FROM holds JOIN origins ON origins.id = origin WHERE put IN ({_places(put_rows)})"
+        return set(self.connection.execute(query, put_rows))
+
+    def _queued_for(self, put_rows: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """Of some puts, those that nodes lack: nodes and items."""
+        query = f"SELECT put, target, id FROM queue WHERE put IN ({_places(put_rows)}) AND status = 'PENDING'"
+        found: dict[int, list[tuple[int, int]]] = {}
+        for put_row, node, item in self.connection.execute(query, put_rows):
+            found.setdefault(put_row, []).append((node, item))
+        return found
 
     def forget_completed(self, before_ms: int) -> None:
         """Show no more which copies came back before a moment."""
@@ -399,7 +424,8 @@ class SqliteStore:
         item = item_id(put.dot, hold.holder)
         self._deficits.get(put_row, {}).pop(item, None)
         self.connection.execute("DELETE FROM queue WHERE id = ?", (item,))
-        self._queue_deficits(put_row, put, [target for target in targets if target == hold.holder])
+        if hold.holder in targets:
+            self._write_deficits([(item, put_row, self.node_row(hold.holder))])
 
     def _remove_put(self, put: Put) -> None:
         origin, seq = self._key(put.dot)
@@ -549,6 +575,11 @@ class SqliteStore:
 
 
 _SOME_PUTS = "WHERE puts.id > ? ORDER BY puts.id LIMIT ?"
+
+
+def _places(values: Sequence[object]) -> str:
+    """Of a statement, the places of so many values."""
+    return ", ".join("?" * len(values))
 
 
 def _distinct(chunks: Sequence[Chunk]) -> list[bytes]:

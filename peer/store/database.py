@@ -14,11 +14,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import sqlite_utils
 import trio
 
+from peer.longest import Longest
 from peer.store.catalog import SqliteStore, Targets
 from peer.store.schema import migrate
 from peer.store.tail import LogTail
@@ -31,6 +33,9 @@ log = logging.getLogger("minidfs.database")
 
 STEPS_WAITING_MAX = 1024
 """Steps that may wait for the writer; whoever comes later waits to be let in."""
+
+LONG_HOLD_S = 0.2
+"""Of a transaction that is worth a line of the log, for those who look for what makes clients wait."""
 
 SETTLE_EVERY_S = 1.0
 """Between attempts to settle what became of a failed commit."""
@@ -91,6 +96,8 @@ class Database:
         self._reader: sqlite3.Connection | None = None
         self.commits = 0
         self.steps = 0
+        self.longest_hold = Longest(env.clock.now)
+        """Of the transactions."""
 
     # --- opening and closing ---
 
@@ -252,6 +259,7 @@ class Database:
         assert self._writer is not None, "the database is open"
         committing = False
         forget = self.remember()
+        began = self._env.clock.now()
         try:
             with translated_errors():
                 if not self._is_clean:
@@ -275,12 +283,18 @@ class Database:
             with translated_errors():
                 self._roll_back()
             raise
+        self._note_hold(batch, self._env.clock.now() - began)
         self._publish()
         self._is_in_doubt = False
         self._unused_files += self.store.unused_files
         self.store.unused_files.clear()
         self.commits += 1
         self.steps += len(batch)
+
+    def _note_hold(self, batch: list[_Step[Any]], seconds: float) -> None:
+        self.longest_hold.note(seconds)
+        if seconds > LONG_HOLD_S:
+            log.debug("%s held the writer for %.0f ms", sorted({_name_of(step.run) for step in batch}), 1000 * seconds)
 
     def _doubt(self, error: BaseException) -> None:
         if not self._is_in_doubt:
@@ -333,6 +347,12 @@ class Database:
 def _close(connection: sqlite3.Connection | None) -> None:
     if connection is not None:
         connection.close()
+
+
+def _name_of(step: Callable[[], object]) -> str:
+    """A step as a log has it."""
+    run = step.func if isinstance(step, partial) else step
+    return getattr(run, "__qualname__", repr(run))
 
 
 def _result_of(step: _Step[T]) -> T:

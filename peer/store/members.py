@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from itertools import groupby
 
 from peer.store.catalog import SqliteStore
-from peer.store.rows import select_puts
 from protocol.identity import Member, NodeId
 from protocol.placement import PARTITIONS
 
@@ -39,14 +39,32 @@ def load_ranks(connection: sqlite3.Connection) -> list[list[NodeId]]:
     return ranks
 
 
-def rerank(store: SqliteStore, ranks: dict[int, list[NodeId]]) -> None:
-    """A step: give some partitions new ranks, and queue what that makes missing."""
-    execute = store.connection.execute
-    for partition, ranked in ranks.items():
-        execute("DELETE FROM placement WHERE partition = ?", (partition,))
-        store.connection.executemany(
-            "INSERT INTO placement VALUES (?, ?, ?)",
-            [(partition, rank, store.node_row(node_id)) for rank, node_id in enumerate(ranked)],
-        )
-        for put_row, put in list(select_puts(store.connection, "WHERE puts.partition = ?", partition)):
-            store.requeue(put_row, put)
+Ranks = Sequence[tuple[int, Sequence[NodeId]]]
+"""Of some partitions, the peers in the order in which they should hold its files."""
+
+
+def rerank(store: SqliteStore, ranks: Ranks, after: int, budget: int) -> tuple[int, int]:
+    """A step: give partitions new ranks, one after the other, and queue what that makes missing.
+
+    Of the first one only the puts behind the row `after` are left to do. It ends when it has gone through so many puts
+    and partitions together, wherever that is: returns how many partitions are done, and the last put of the next one
+    that was gone through.
+    """
+    for done, (partition, ranked) in enumerate(ranks):
+        if budget <= 0:
+            return done, 0
+        rows = store.requeue(partition, after, budget)
+        if len(rows) == budget:
+            return done, rows[-1]
+        _set_ranks(store, partition, ranked)
+        budget -= len(rows) + 1
+        after = 0
+    return len(ranks), 0
+
+
+def _set_ranks(store: SqliteStore, partition: int, ranked: Sequence[NodeId]) -> None:
+    store.connection.execute("DELETE FROM placement WHERE partition = ?", (partition,))
+    store.connection.executemany(
+        "INSERT INTO placement VALUES (?, ?, ?)",
+        [(partition, rank, store.node_row(node_id)) for rank, node_id in enumerate(ranked)],
+    )

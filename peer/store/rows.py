@@ -18,6 +18,10 @@ PAGE_ROWS = 500
 """Read at a time where there may be many."""
 
 
+LOG_PAGE_ROWS = 100
+"""As many as fit a message: nearly always that is what is asked for."""
+
+
 class ChunkRow(NamedTuple):
     """Where a chunk is: in the database, or in the file of this serial. Two that are equal are the same bytes."""
 
@@ -168,7 +172,7 @@ def raw_log_after(connection: sqlite3.Connection, vv: VersionVector) -> Iterator
     while next_arrival is not None:
         rows = connection.execute(
             "SELECT arrival, origin, seq, op FROM log WHERE arrival >= ? ORDER BY arrival LIMIT ?",
-            (next_arrival, PAGE_ROWS),
+            (next_arrival, LOG_PAGE_ROWS),
         ).fetchall()
         yield from (op for _, origin, seq, op in rows if seq > known.get(origin, 0))
         next_arrival = rows[-1][0] + 1 if rows else None

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
-
+from peer.longest import Longest
 from peer.worker import Worker
 from peer.world.env import Clock
 
-PACE_S = 1.0
-REMEMBERED = 60
-"""Looks: a minute of them."""
-
 
 class LoopLag(Worker):
-    """Looks each second how much later than asked for it is called."""
+    """Looks again and again, every `pace_s`, how much later than asked for it is called."""
 
     name = "loop lag"
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, pace_s: float) -> None:
         super().__init__()
         self._clock = clock
+        self._pace_s = pace_s
         self._due: float | None = None
-        self._lags: deque[float] = deque(maxlen=REMEMBERED)
-
-    def longest_s(self) -> float:
-        """The longest delay of the last minute."""
-        return max(self._lags, default=0.0)
+        self.longest = Longest(clock.now)
 
     def pace_s(self) -> float:
-        return PACE_S
+        return self._pace_s
 
     async def step(self) -> None:
         now = self._clock.now()
         if self._due is not None:
-            self._lags.append(max(0.0, now - self._due))
-        self._due = now + PACE_S
+            self.longest.note(max(0.0, now - self._due))
+        self._due = now + self._pace_s

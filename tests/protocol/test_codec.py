@@ -18,6 +18,7 @@ from protocol.codec import (
     HASH_BYTES,
     MS_MAX,
     OP_BYTES_MAX,
+    RUN_WEIGHT,
     SIZE_MAX,
     OpDots,
     decode_op,
@@ -31,10 +32,11 @@ from protocol.codec import (
     root_of,
     unpack,
     vv_fields,
+    weight_of,
 )
 from protocol.errors import MalformedMessage
 from protocol.identity import EPOCH_BITS, SEQ_MAX, STAMP_MAX, Dot, NodeId, Origin, VersionVector
-from protocol.ops import COPIES_MAX, RUN_MAX, LiveOp, Manifest, Op, Put, holds_in, last_dot, needs_of
+from protocol.ops import COPIES_MAX, RUN_MAX, HoldRun, LiveOp, Manifest, Op, Put, holds_in, last_dot, needs_of
 
 PUT = ["node-1", 7, 1, 0, ["a", "a.txt", 0, bytes(HASH_BYTES), "text/plain", 0, 3, []], []]
 
@@ -303,3 +305,9 @@ def test_dots_order_by_node_then_epoch_then_seq() -> None:
     parts = [("a", 1, 2), ("a", 2, 1), ("b", 0, 1), ("b", 0, 10)]
     ordered = [Dot(Origin(NodeId(node), epoch), seq) for node, epoch, seq in parts]
     assert sorted(ordered[i] for i in (2, 0, 3, 1)) == ordered
+
+
+@given(all_ops)
+def test_a_run_weighs_more_than_its_bytes_and_every_other_op_as_much(op: Op) -> None:
+    raw = encode_op(op)
+    assert weight_of(raw) == (RUN_WEIGHT if isinstance(op, HoldRun) else 1) * len(raw)

@@ -9,10 +9,11 @@ import pytest
 import trio
 from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put
 
+from peer.files.uploads import FILE_IDS
 from peer.world.env import StartError
 from sim.looks import rivals_of
 from sim.network import Weather
-from sim.world import VirtualClock, World
+from sim.world import VirtualClock, VirtualEnv, World, run_world
 
 
 def test_what_was_acknowledged_survives_power_cuts_at_any_moment() -> None:
@@ -268,3 +269,14 @@ def test_rivals_are_versions_nobody_told_the_writer_of_and_whose_stamps_are_late
         assert rivals("node-2", await put(world, "node-2", "k", b"heard of both")) == set()
 
     in_world(scenario, peers=2)
+
+
+def test_a_resumed_machine_draws_its_epoch_again_and_other_ids_for_files() -> None:
+    async def scenario(world: World) -> None:
+        await trio.lowlevel.checkpoint()
+        platter = world.machines["node-1"].platter
+        first, resumed = VirtualEnv(world, "node-1", platter, 1), VirtualEnv(world, "node-1", platter, 2, 1)
+        assert first.chance("epochs").random() == resumed.chance("epochs").random()
+        assert first.chance(FILE_IDS).random() != resumed.chance(FILE_IDS).random()
+
+    run_world(1, scenario, peers=1)

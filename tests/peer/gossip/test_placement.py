@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from worlds import few_partitions, in_world, others, pending, put, rows, services
@@ -108,5 +110,61 @@ def test_an_upload_counts_on_a_new_member_before_the_queue_has_caught_up_with_it
         assert sorted(peer.others.placement.targets_of("k", 2)) == ["node-1", "node-2"]
         await put(world, "node-1", "k", b"x")
         assert pending(world, "node-1") == [("k", "node-2")]
+
+    in_world(scenario, peers=1, copies=2)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 7, 10_000])
+def test_members_change_the_queue_alike_in_steps_of_any_size(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", budget)
+
+    async def scenario(world: World) -> None:
+        peer = services(world, "node-1")
+        for number in range(30):
+            await put(world, "node-1", f"k{number}", b"x")
+        steps = 0
+        write = peer.here.database.write
+
+        async def counted(step: Any, **options: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            return await write(step, **options)
+
+        peer.here.database.write = counted  # type: ignore[method-assign]
+        mine = peer.others.membership.members()
+        newcomers = [Member(NodeId(f"node-{number}"), "127.0.0.1:1", 1) for number in (2, 3)]
+        targets_of = peer.others.placement.targets_of
+        # One comes, another comes, the first one goes: what it lacked nobody lacks any more.
+        for members in ((*mine, newcomers[0]), (*mine, *newcomers), (*mine, newcomers[1])):
+            steps = 0
+            await requeue(peer.env, peer.here.database, peer.others.placement, members)
+            wanted = [(f"k{n}", target) for n in range(30) for target in targets_of(f"k{n}", 2) if target != "node-1"]
+            assert pending(world, "node-1") == sorted(wanted)
+            assert len(wanted) > 10
+            assert steps >= 30 / budget
+        assert peer.here.database.look_up(load_ranks) == peer.others.placement.queued
+
+    in_world(scenario, peers=1, copies=2)
+
+
+def test_a_requeue_that_was_overtaken_by_other_members_leaves_the_rest_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", 3)
+
+    async def scenario(world: World) -> None:
+        peer = services(world, "node-1")
+        for number in range(30):
+            await put(world, "node-1", f"k{number}", b"x")
+        placement, database = peer.others.placement, peer.here.database
+        mine = peer.others.membership.members()
+        first, second = ((*mine, Member(NodeId(f"node-{number}"), "127.0.0.1:1", 1)) for number in (2, 3))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(requeue, peer.env, database, placement, first)
+            await world.wait_until(lambda: bool(pending(world, "node-1")), 10)
+            placement.follow(second)
+        assert len(pending(world, "node-1")) < 30
+        await requeue(peer.env, database, placement, second)
+        assert pending(world, "node-1") == [(f"k{n}", "node-3") for n in sorted(range(30), key=lambda n: f"k{n}")]
 
     in_world(scenario, peers=1, copies=2)

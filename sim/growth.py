@@ -1,0 +1,350 @@
+"""`sim growth`: what a local cluster does when it has very many files, while nothing happens and while much does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import httpx
+import trio
+
+from peer.cluster import Layout, LocalCluster, free_base_port, open_cluster, settle_layout
+from peer.config import Address
+from peer.node import DATABASE
+from peer.world.env import HttpAnswer, HttpRequest, RequestFailed
+from peer.world.outgoing import SystemRequests
+from sim.bench import machine
+from sim.bench.loads import BOUNDARY
+from sim.fill import Filling, fill
+
+NODES = 3
+SIZE = 4096
+CLIENTS = 4
+CALM_S = 15.0
+TIMEOUT_S = 60.0
+ANSWER_BYTES_MAX = 1 << 26
+LOOK_S = 0.5
+READS = 400
+LISTS = 20
+_GAUGE = re.compile(r"^(minidfs_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """What became of uploads within some time."""
+
+    seconds: float
+    took_ms: tuple[float, ...]
+    short: int
+    """Receipts that named fewer copies than were asked for."""
+    errors: int
+
+    def at(self, share: float) -> float:
+        """The milliseconds that this share of the uploads stayed below."""
+        return self.took_ms[min(len(self.took_ms) - 1, int(len(self.took_ms) * share))] if self.took_ms else 0.0
+
+    @property
+    def per_s(self) -> float:
+        """Receipts a second."""
+        return len(self.took_ms) / self.seconds
+
+
+@dataclass(slots=True)
+class Phase:
+    """One thing that happens to a cluster, and what its clients and peers saw of it."""
+
+    name: str
+    uploads: Uploads
+    took_s: float | None
+    """From its beginning until no copy was missing any more; None where it did not get there."""
+    stall_ms: float
+    """The longest delay of a peer's event loop."""
+    hold_ms: float
+    """The longest transaction of a peer."""
+    memory_mib: float | None
+    """Of the largest peer."""
+
+
+@dataclass(slots=True)
+class Grown:
+    """All figures of a cluster of one size."""
+
+    files: int
+    ready_s: float
+    """From a peer's start until it was ready, the slowest one."""
+    list_ms: float
+    read_ms: float
+    bytes_per_file: float
+    """Of a peer's database."""
+    phases: list[Phase] = field(default_factory=list)
+
+
+class _Clients:
+    """Clients that upload small files through one peer, one after the other each, as long as they are let."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._requests = SystemRequests()
+        self._took_ms: list[float] = []
+        self._short = self._errors = 0
+        self._began = time.monotonic()
+        self._chance = Random()
+
+    async def upload(self) -> None:
+        """Upload until cancelled."""
+        while True:
+            started = time.monotonic()
+            try:
+                answer = await self._requests.request(self._address, self._form())
+                receipt = json.loads(answer.content)
+            except (RequestFailed, ValueError, KeyError):
+                self._errors += 1
+                await trio.sleep(0.1)
+                continue
+            self._took_ms.append(1000 * (time.monotonic() - started))
+            self._short += len(receipt["durable_copies"]) < NODES
+
+    def _form(self) -> HttpRequest:
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n\r\n'
+        body = b"".join((head.encode(), self._chance.randbytes(SIZE), f"\r\n--{BOUNDARY}--\r\n".encode()))
+        headers = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
+        return _request("POST", "/files", headers, body)
+
+    def take(self) -> Uploads:
+        """What they saw since this was asked last."""
+        now = time.monotonic()
+        found = Uploads(now - self._began, tuple(sorted(self._took_ms)), self._short, self._errors)
+        self._took_ms, self._short, self._errors, self._began = [], 0, 0, now
+        return found
+
+
+def _request(method: str, target: str, headers: tuple[tuple[str, str], ...] = (), body: bytes = b"") -> HttpRequest:
+    return HttpRequest(
+        method=method,
+        target=target,
+        headers=headers,
+        body=body,
+        connect_timeout_s=TIMEOUT_S,
+        silence_timeout_s=TIMEOUT_S,
+        answer_bytes_max=ANSWER_BYTES_MAX,
+    )
+
+
+class _Watch:
+    """Looks at the peers of a cluster while something happens to it."""
+
+    def __init__(self, cluster: LocalCluster, layout: Layout, clients: _Clients, tell: Callable[[str], None]) -> None:
+        self._cluster = cluster
+        self._layout = layout
+        self._clients = clients
+        self._tell = tell
+        self._requests = SystemRequests()
+
+    async def ask(self, node_id: str, target: str) -> HttpAnswer:
+        """Ask a peer. Raises RequestFailed."""
+        return await self._requests.request(self._layout.address_of(node_id), _request("GET", target))
+
+    async def gauges(self, node_id: str) -> dict[str, float]:
+        """What a peer says of itself; nothing while it does not answer."""
+        try:
+            text = (await self.ask(node_id, "/metrics")).content.decode()
+        except RequestFailed:
+            return {}
+        found: dict[str, float] = {}
+        for name, value in _GAUGE.findall(text):
+            found[name] = found.get(name, 0.0) + float(value)
+        return found
+
+    async def phase(
+        self, name: str, act: Callable[[], Awaitable[None]] | None, limit_s: float, node_id: str | None = None
+    ) -> Phase:
+        """Let something happen, and wait until `node_id` lacks nothing more; without one, for so long."""
+        # What peers remember as their longest is of the last minute at most.
+        await trio.sleep(0 if act is None else 1)
+        self._clients.take()
+        began = time.monotonic()
+        stall = hold = memory = 0.0
+        took_s: float | None = None
+        if act is not None:
+            await act()
+        while time.monotonic() - began < limit_s:
+            await trio.sleep(LOOK_S)
+            seen = {node: await self.gauges(node) for node in self._running()}
+            if time.monotonic() - began > LOOK_S:
+                stall = max([stall, *(one.get("minidfs_event_loop_lag_seconds", 0.0) for one in seen.values())])
+                hold = max([hold, *(one.get("minidfs_writer_hold_seconds", 0.0) for one in seen.values())])
+            memory = max(memory, self._memory_mib())
+            if node_id is not None and self._is_whole(node_id, seen):
+                took_s = time.monotonic() - began
+                break
+        found = Phase(name, self._clients.take(), took_s, 1000 * stall, 1000 * hold, memory)
+        self._tell(_line_of(found))
+        return found
+
+    def _running(self) -> Iterator[str]:
+        return (status.node_id for status in self._cluster.status() if status.pid is not None)
+
+    def _memory_mib(self) -> float:
+        pids = [status.pid for status in self._cluster.status() if status.pid is not None]
+        return max((machine.memory_mib([pid]) or 0.0 for pid in pids), default=0.0)
+
+    def _is_whole(self, node_id: str, seen: dict[str, dict[str, float]]) -> bool:
+        """Whether a peer knows as many files as the first one, within what is uploaded meanwhile, and lacks none."""
+        mine, first = seen.get(node_id, {}), seen["node-1"]
+        is_known = mine.get("minidfs_files", 0.0) >= first.get("minidfs_files", 0.0) - 100
+        return is_known and mine.get("minidfs_missing_copies", 1e9) < 100 and first["minidfs_missing_copies"] < 100
+
+
+def _line_of(phase: Phase) -> str:
+    uploads = phase.uploads
+    took = "not done" if phase.took_s is None else f"{phase.took_s:.1f} s"
+    return (
+        f"{phase.name}: {took}; {uploads.per_s:.0f} uploads/s, p50 {uploads.at(0.5):.1f} ms, "
+        f"p99 {uploads.at(0.99):.1f} ms, longest {uploads.at(1):.0f} ms, {uploads.short} short, "
+        f"{uploads.errors} errors; stall {phase.stall_ms:.0f} ms, hold {phase.hold_ms:.0f} ms, "
+        f"{phase.memory_mib or 0:.0f} MiB"
+    )
+
+
+async def _measure(data: Path, files: int, limit_s: float, missed: int, tell: Callable[[str], None]) -> Grown:
+    known = settle_layout(data, None, None, None)
+    layout = settle_layout(data, NODES + 1, None, None, grow=True)
+    async with open_cluster(data, nodes=NODES + 1, grow=True) as cluster:
+        ready_s = 0.0
+        for node_id in known.node_ids:
+            ready_s = max(ready_s, await _start(cluster, layout, node_id))
+        clients = _Clients(layout.address_of("node-1"))
+        watch = _Watch(cluster, layout, clients, tell)
+        await trio.sleep(3)
+        size = (data / "node-1" / DATABASE).stat().st_size
+        list_ms, read_ms = await _look(watch)
+        grown = Grown(files, ready_s, list_ms, read_ms, size / files)
+        tell(
+            f"{files} files: ready in {ready_s:.1f} s, a list takes {list_ms:.1f} ms, a read {read_ms:.2f} ms; "
+            f"{size / files:.0f} B of database a file"
+        )
+        async with trio.open_nursery() as nursery:
+            for _ in range(CLIENTS):
+                nursery.start_soon(clients.upload)
+            grown.phases.append(await watch.phase("calm", None, CALM_S))
+            joins = _act(cluster, layout, "node-4")
+            grown.phases.append(await watch.phase("a peer joins", joins, limit_s, "node-4"))
+            await cluster.stop("node-2")
+            grown.phases.append(await watch.phase(f"one is away for {missed} files", None, _time_for(grown, missed)))
+            back = _act(cluster, layout, "node-2")
+            grown.phases.append(await watch.phase("it is back", back, limit_s, "node-2"))
+            await cluster.kill("node-3")
+            await trio.to_thread.run_sync(shutil.rmtree, data / "node-3")
+            lost = _act(cluster, layout, "node-3")
+            grown.phases.append(await watch.phase("a disk was lost", lost, limit_s, "node-3"))
+            nursery.cancel_scope.cancel()
+    return grown
+
+
+def _time_for(grown: Grown, uploads: int) -> float:
+    return uploads / max(1.0, grown.phases[0].uploads.per_s)
+
+
+def _act(cluster: LocalCluster, layout: Layout, node_id: str) -> Callable[[], Awaitable[None]]:
+    async def start() -> None:
+        await _start(cluster, layout, node_id)
+
+    return start
+
+
+async def _start(cluster: LocalCluster, layout: Layout, node_id: str) -> float:
+    """Start a peer; returns the seconds until it was ready."""
+    began = time.monotonic()
+    await cluster.start(node_id)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while True:
+            answer = await client.get(f"http://{layout.address_of(node_id)}/health/ready")
+            if answer.is_success:
+                return time.monotonic() - began
+            await trio.sleep(0.02)
+
+
+async def _look(watch: _Watch) -> tuple[float, float]:
+    """Milliseconds that lists of a hundred files and reads of one take, medians."""
+    lists: list[float] = []
+    keys: list[str] = []
+    for _ in range(LISTS):
+        with _timed(lists):
+            answer = await watch.ask("node-1", "/files?limit=100")
+        keys = [file["file_key"] for file in json.loads(answer.content)["files"]]
+    reads: list[float] = []
+    for number in range(READS):
+        with _timed(reads):
+            await watch.ask("node-1", f"/files/{keys[number % len(keys)]}")
+    return sorted(lists)[len(lists) // 2], sorted(reads)[len(reads) // 2]
+
+
+@contextmanager
+def _timed(took_ms: list[float]) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    took_ms.append(1000 * (time.monotonic() - began))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--files", "sizes", type=click.IntRange(100, 100_000_000), multiple=True, default=(10_000, 100_000))
+@click.option("--limit", "limit_s", type=click.FloatRange(5), default=300.0, show_default=True, help="Of a phase, s.")
+@click.option("--missed", type=click.IntRange(1), default=10_000, show_default=True, help="Files, of the one away.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="All figures, as JSON.")
+def growth(folder: Path, sizes: tuple[int, ...], limit_s: float, missed: int, json_path: Path | None) -> None:
+    """Fill clusters with more and more files, and measure what each does.
+
+    Uploads go on all the time while a peer joins, while one is away and comes back, and while one has lost its disk.
+    FOLDER keeps the clusters that were filled; what is measured is a copy.
+    """
+    results: list[dict[str, Any]] = []
+    click.echo(f"# {machine.describe()}", err=True)
+    for files in sizes:
+        filled = folder / str(files)
+        if not (filled / "cluster.json").exists():
+            base_port = free_base_port(NODES + 2)
+            fill(
+                filled.absolute(),
+                settle_layout(filled, NODES, base_port, base_port + NODES + 1),
+                Filling(files, SIZE, NODES),
+                lambda line: None,
+            )
+        used = folder / f"{files}-used"
+        shutil.rmtree(used, ignore_errors=True)
+        shutil.copytree(filled, used)
+        try:
+            grown = trio.run(_measure, used.absolute(), files, limit_s, missed, _tell)
+        finally:
+            shutil.rmtree(used, ignore_errors=True)
+        results.append(_as_json(grown))
+        if json_path is not None:
+            json_path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _tell(line: str) -> None:
+    click.echo(line)
+
+
+def _as_json(grown: Grown) -> dict[str, Any]:
+    found = asdict(grown)
+    for phase, plain in zip(grown.phases, found["phases"], strict=True):
+        uploads = phase.uploads
+        plain["uploads"] = {
+            "per_s": uploads.per_s,
+            "p50_ms": uploads.at(0.5),
+            "p99_ms": uploads.at(0.99),
+            "longest_ms": uploads.at(1),
+            "short": uploads.short,
+            "errors": uploads.errors,
+        }
+    return found
