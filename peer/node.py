@@ -6,7 +6,6 @@ import logging
 from contextlib import suppress
 from functools import partial
 
-import msgpack
 import trio
 
 from peer.config import Address, Config
@@ -29,7 +28,6 @@ from peer.gossip.whole_state import WholeStates
 from peer.http.app import make_app
 from peer.http.facade import check_facade, serve_facade
 from peer.http.services import Services
-from peer.store.catalog import SqliteStore
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
 from peer.store.holding import DAMAGED, PINNED_FOR, Holding
@@ -40,8 +38,8 @@ from peer.upkeep.anti_entropy import AntiEntropy
 from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import DeficitWatch, Repair
+from peer.upkeep.verification import Verification
 from peer.world.env import Datagrams, Env, HttpServer, StartError, StoreError
-from protocol import catalog
 from protocol.identity import Life, Member, NodeId
 from protocol.membership import Membership
 from protocol.replica import Replica
@@ -109,24 +107,11 @@ class Node:
     # --- opening ---
 
     async def _look_over(self, database: Database, placement: Placement) -> None:
-        """Make sure that the database is ours and sound, and take from it what placement was last."""
+        """Make sure that the database is ours, and take from it what placement was last."""
         owner = database.look_up(lambda connection: meta_value(connection, "node_id"))
         if owner not in (None, self.config.node_id):
             raise StartError(f"the data folder belongs to {owner}; start that peer, or use another folder")
         placement.queued = await database.read(load_ranks)
-        await database.write_alone(partial(self._set_damage_apart, database))
-
-    def _set_damage_apart(self, database: Database) -> None:
-        """A step: damaged rows show as a sum that is not theirs; others have what was lost."""
-        store = database.store
-        actual = _sum_if_readable(store)
-        if actual != store.state_sum():
-            log.error(
-                "rows of the catalog are damaged, for they do not give its sum; another peer's will take their place"
-            )
-            store.remove_unreadable()
-            set_meta_value(store.connection, DAMAGED, 1)
-            store.set_state_sum(catalog.sum_of_rows(store))
 
     async def _settle_cluster(self, database: Database) -> str:
         """The cluster this peer belongs to, founds, or is told to belong to. Raises StartError."""
@@ -203,6 +188,7 @@ class Node:
         keep = self.keeper.keep
         nursery.start_soon(keep, "gossip", services.gossip.run)
         nursery.start_soon(keep, "whole states", services.whole_states.run)
+        nursery.start_soon(keep, "verification", services.verification.run)
         for worker in services.workers:
             nursery.start_soon(keep, worker.name, worker.run)
         await services.gossip.keep_members()
@@ -289,6 +275,7 @@ class Node:
             repair=repair,
             queue=Queue(here, others, repair),
             anti_entropy=anti_entropy,
+            verification=Verification(env, here, others, exchanger),
             loop_lag=loop_lag,
             keeper=self.keeper,
             workers=(exchanger, forks, *maintenance, loop_lag),
@@ -313,11 +300,3 @@ class Node:
         with suppress(PeerUnreachable, StoreError):
             await self.services.exchanger.exchange(node_id)
         self.services.repair.retry_now()
-
-
-def _sum_if_readable(store: SqliteStore) -> int | None:
-    """The sum of all rows; None when some of them can no longer be read."""
-    try:
-        return catalog.sum_of_rows(store)
-    except (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException):
-        return None

@@ -39,6 +39,8 @@ HOSTILE = "tests/peer/gossip/test_hostile_members.py"
 EXCHANGE = "tests/peer/gossip/test_exchange.py"
 CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
 PLACEMENT = "tests/peer/gossip/test_placement.py"
+DEFICITS = "tests/peer/upkeep/test_deficits.py"
+VERIFICATION = "tests/peer/upkeep/test_verification.py"
 MEMBERSHIP = "tests/protocol/test_membership.py"
 WORKER = "tests/peer/test_worker.py"
 JOINING = "tests/peer/gossip/test_joining.py"
@@ -1071,8 +1073,8 @@ MUTANTS = (
     Mutant(
         "damage-forgotten",
         "A peer whose rows do not give their sum goes on as if they did.",
-        "peer/node.py",
-        "            set_meta_value(store.connection, DAMAGED, 1)\n",
+        "peer/store/holding.py",
+        "        self.note_damage()\n",
         "",
         (f"{EXCHANGE}::test_a_damaged_peer_alone_serves_on_remembers_it_and_gives_its_state_to_nobody",),
     ),
@@ -1173,6 +1175,54 @@ MUTANTS = (
         "            unwanted += [(item,) for node, item in queued.get(row, ()) if node not in lacking]",
         "            unwanted += [(item,) for node, item in queued.get(row, ()) if node in lacking]",
         (f"{PLACEMENT}::test_members_change_the_queue_alike_in_steps_of_any_size",),
+    ),
+    Mutant(
+        "deficit-skipped-between-pages",
+        "What lies between the first page of what a peer lacks and the last one is never looked at.",
+        "peer/store/lookups.py",
+        '        " AND id > ? ORDER BY id LIMIT ?",',
+        '        " AND id > ? ORDER BY id DESC LIMIT ?",',
+        (f"{DEFICITS}::test_each_file_comes_once_and_none_before_one_with_fewer_copies",),
+    ),
+    Mutant(
+        "index-behind-its-rows",
+        "The index by which a chunk finds its files is not told of files of several chunks.",
+        "peer/store/catalog.py",
+        "        add_chunk_uses(self.connection, row_id, manifest.chunks or ())\n",
+        "",
+        ("tests/peer/store/test_chunk_uses.py::test_a_chunk_finds_the_files_that_are_held_and_have_it",),
+    ),
+    Mutant(
+        "many-copies-first",
+        "Files of which there are copies enough are repaired before those of which there is one.",
+        "peer/upkeep/deficits.py",
+        "min(self._more_copies)",
+        "max(self._more_copies)",
+        (f"{DEFICITS}::test_each_file_comes_once_and_none_before_one_with_fewer_copies",),
+    ),
+    Mutant(
+        "gives-its-state-unverified",
+        "A peer gives its whole state to others before it knows that its rows are well.",
+        "peer/http/peers.py",
+        "    if not services.here.verified.is_set():",
+        "    if services.here.is_damaged:",
+        (f"{VERIFICATION}::test_until_rows_are_looked_over_a_peer_serves_and_neither_gives_nor_takes_a_whole_state",),
+    ),
+    Mutant(
+        "merges-into-rows-unverified",
+        "A peer takes over a whole state before it knows that its own rows are well.",
+        "peer/gossip/whole_state.py",
+        "        await self._here.verified.wait()",
+        "        await trio.lowlevel.checkpoint()",
+        (f"{VERIFICATION}::test_until_rows_are_looked_over_a_peer_serves_and_neither_gives_nor_takes_a_whole_state",),
+    ),
+    Mutant(
+        "sum-of-another-moment",
+        "Rows that were looked over are compared with the sum of now, not with that of the moment they are of.",
+        "peer/upkeep/verification.py",
+        "            expected = await self._env.run_blocking(Work.DATABASE_READ, _sum_of, pinned)",
+        "            expected = self._here.database.committed.state_sum",
+        (f"{VERIFICATION}::test_rows_that_are_well_are_found_well_while_files_come_and_go",),
     ),
     # --- starting, and the command line ---
     Mutant(

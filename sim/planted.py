@@ -76,8 +76,8 @@ PLANTED: tuple[Mutant, ...] = (
         "nobody-repairs",
         "No peer fetches what it lacks.",
         "peer/upkeep/repair.py",
-        "            due = [put for put in lacking if all_of_it or self._is_due(put.dot)]\n",
-        "            due = [put for put in lacking if all_of_it and self._is_due(put.dot)]\n",
+        "                due = [put for put in lacking if all_of_it or self._is_due(put.dot)]\n",
+        "                due = [put for put in lacking if all_of_it and self._is_due(put.dot)]\n",
     ),
     _planted(
         "unused-files-stay",

@@ -118,6 +118,8 @@ class WholeStates:
         peer = self._others.membership.member(node_id)
         if peer is None:
             return
+        # To merge into rows that are damaged would be to take what is missing for deleted.
+        await self._here.verified.wait()
         async with self._turn, self._others.client.snapshot(peer) as frames:
             if reason is Reason.DAMAGE and not self._here.is_damaged:
                 return

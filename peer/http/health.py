@@ -36,4 +36,5 @@ async def ready(request: Request) -> JSONResponse:
         return error_response(503, "draining: this peer is being stopped", RETRY_AFTER)
     if running.here.space.reason is not None:
         return error_response(503, f"read-only: {running.here.space.reason}", RETRY_AFTER)
-    return JSONResponse({"status": "READY", "node_id": request.app.state.config.node_id})
+    node_id, is_verified = request.app.state.config.node_id, running.here.verified.is_set()
+    return JSONResponse({"status": "READY", "node_id": node_id, "verified": is_verified})

@@ -77,6 +77,8 @@ class _Peer(Collector):
         yield _gauge("minidfs_disk_size_bytes", "The file system's size.", [({}, measured.disk_total_bytes)])
         damaged = "1 while rows of the catalog are damaged and no other peer's state has taken their place."
         yield _gauge("minidfs_damaged", damaged, [({}, services.here.is_damaged)])
+        verified = "1 once it is known whether the catalog's rows were damaged when this peer started."
+        yield _gauge("minidfs_verified", verified, [({}, services.here.verified.is_set())])
         disputed = "Logs of a node that this one has otherwise, since a machine's image was resumed."
         yield _gauge("minidfs_disputed_logs", disputed, self._disputed())
         yield _counter("minidfs_forks_ended", "Logs brought in line again after that.", [({}, services.forks.ended)])

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from peer.gossip.client import CLUSTER_HEADER, MSGPACK
-from peer.http.errors import HttpError
+from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.requests import body_of, check_length, services_of
 from peer.http.services import Services
 from peer.store.chunk_files import ChunkWriter
@@ -54,6 +54,8 @@ async def exchange(request: Request) -> Response:
 async def snapshot(request: Request) -> Response:
     """`GET /peer/snapshot`: the whole live state, as of one moment."""
     services = peer_services(request)
+    if not services.here.verified.is_set():
+        raise HttpError(503, "this peer still looks over its rows; ask another one, or later", RETRY_AFTER)
     return StreamingResponse(services.whole_states.frames(), media_type=MSGPACK)
 
 

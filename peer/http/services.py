@@ -24,6 +24,7 @@ from peer.upkeep.anti_entropy import AntiEntropy
 from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import Repair
+from peer.upkeep.verification import Verification
 from peer.worker import Worker
 from peer.world.env import Env
 
@@ -49,6 +50,7 @@ class Services:
     repair: Repair
     queue: Queue
     anti_entropy: AntiEntropy
+    verification: Verification
     loop_lag: LoopLag
     keeper: Keeper
     workers: tuple[Worker, ...]

@@ -17,12 +17,15 @@ from peer.store.incoming import Incoming
 from peer.store.rows import (
     PAGE_ROWS,
     ChunkRow,
+    add_chunk_uses,
     chunk_file_name,
     chunk_row,
     live_ops,
     log_hash_at,
     pack_chunks,
     raw_log_after,
+    remove_chunk_uses,
+    select_held_with,
     select_holds,
     select_puts,
     select_puts_of,
@@ -334,6 +337,7 @@ class SqliteStore:
             ),
         )
         row_id = _row_id(cursor)
+        add_chunk_uses(self.connection, row_id, manifest.chunks or ())
         if len(manifest.chunks or ()) <= RECENT_CHUNKS_MAX:
             self._recent[put.dot] = row_id, put
         if len(self._recent) > RECENT_PUTS_MAX:
@@ -435,6 +439,7 @@ class SqliteStore:
         if kept:
             self.release(row_id, put.manifest.chunks or ())
         self.connection.execute("DELETE FROM puts WHERE id = ?", (row_id,))
+        remove_chunk_uses(self.connection, row_id, put.manifest.chunks or ())
         self._recent.pop(put.dot, None)
         self._deficits.pop(row_id, None)
         remaining = self.puts_of(put.manifest.file_key) if was_shown else []
@@ -448,6 +453,7 @@ class SqliteStore:
         puts, holds = unreadable_rows(self.connection)
         self.connection.executemany("DELETE FROM holds WHERE put = ?", [(row_id,) for row_id in puts])
         self.connection.executemany("DELETE FROM puts WHERE id = ?", [(row_id,) for row_id in puts])
+        self.connection.executemany("DELETE FROM chunk_uses WHERE put = ?", [(row_id,) for row_id in puts])
         self.connection.executemany("DELETE FROM holds WHERE origin = ? AND seq = ?", holds)
 
     # --- sums, and another peer's state on its way in ---
@@ -503,11 +509,7 @@ class SqliteStore:
         )
         if serial is not None:
             self.unused_files.append(chunk_file_name(chunk_hash, serial))
-        held = select_puts(self.connection, "WHERE puts.held AND instr(puts.chunks, ?) > 0", chunk_hash)
-        # An instr may find the hash across two neighbours.
-        broken = [
-            (row, put) for row, put in held if any(chunk.hash == chunk_hash for chunk in put.manifest.chunks or ())
-        ]
+        broken = list(select_held_with(self.connection, chunk_hash))
         for put_row, _ in broken:
             self.unmark_held(put_row)
         return [put for _, put in broken]

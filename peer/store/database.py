@@ -22,6 +22,8 @@ import trio
 
 from peer.longest import Longest
 from peer.store.catalog import SqliteStore, Targets
+from peer.store.errors import CatalogDamaged
+from peer.store.rows import RowDamaged
 from peer.store.schema import migrate
 from peer.store.tail import LogTail
 from peer.world.env import DatabaseFile, Env, NoSpace, StoreError, Work
@@ -368,6 +370,8 @@ def translated_errors() -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise
+    except RowDamaged as error:
+        raise CatalogDamaged(f"{error}; another peer's rows will take its place") from error
     except sqlite3.OperationalError as error:
         # Those that Python raises by itself, of text that is none, have no code.
         is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

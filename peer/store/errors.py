@@ -1,4 +1,4 @@
-"""What can be wrong with a chunk on this disk."""
+"""What can be wrong with what is on this disk."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ class ChunkMissing(StoreError):
 
 class ChunkCorrupt(StoreError):
     """A chunk's bytes do not give its hash."""
+
+
+class CatalogDamaged(StoreError):
+    """A row of the catalog cannot be read."""

@@ -10,18 +10,21 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import trio
 from blake3 import blake3
 
 from peer.store import lookups
+from peer.store.catalog import SqliteStore
 from peer.store.chunk_files import FreshChunk
 from peer.store.chunks import ChunkStore, adopt
 from peer.store.database import Database, set_meta_value
 from peer.store.errors import ChunkCorrupt, ChunkMissing
 from peer.store.recent import Contents, RecentContents
-from peer.store.rows import ChunkRow
+from peer.store.rows import UNREADABLE, ChunkRow
 from peer.store.space import Space
 from peer.tasks import News
 from peer.world.env import Clock
+from protocol import catalog
 from protocol.forks import Fingerprints, find_fork
 from protocol.identity import Dot, NodeId, Origin, VersionVector
 from protocol.messages import SMALL_CHUNK_BYTES_MAX
@@ -56,6 +59,8 @@ class Holding:
         self.space = space
         self.is_damaged = False
         """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
+        self.verified = trio.Event()
+        """Set once it is known whether the rows were damaged when this peer started."""
         self.pinned_for: NodeId | None = None
         """Content is kept that this peer's ops may need again, see `end_fork`."""
         self.recent = RecentContents()
@@ -102,6 +107,17 @@ class Holding:
     def note_damage(self) -> None:
         """A step: from now on, and after each start, this peer is out for the whole state of another one."""
         set_meta_value(self.database.store.connection, DAMAGED, 1)
+
+    def set_damage_apart(self) -> bool:
+        """A step: whether rows are damaged, which shows as a sum that is not theirs; others have what was lost."""
+        store = self.database.store
+        if _sum_if_readable(store) == store.state_sum():
+            return False
+        log.error("rows of the catalog are damaged, for they do not give its sum; another peer's will take their place")
+        store.remove_unreadable()
+        self.note_damage()
+        store.set_state_sum(catalog.sum_of_rows(store))
+        return True
 
     def adopt(self, their_vv: VersionVector, fingerprints: Fingerprints) -> bool:
         """A step: take over what lies staged in place of damaged rows; content stays, and is declared anew.
@@ -293,3 +309,11 @@ class Holding:
             self.take_holds([put.dot], {}, rows, recovered=False)
 
         await self.database.write(step)
+
+
+def _sum_if_readable(store: SqliteStore) -> int | None:
+    """The sum of all rows; None when some of them can no longer be read."""
+    try:
+        return catalog.sum_of_rows(store)
+    except UNREADABLE:
+        return None

@@ -230,15 +230,41 @@ def lacks_something(connection: sqlite3.Connection, me: NodeId) -> bool:
     return bool(connection.execute(query, (me,)).fetchone()[0])
 
 
-def deficits(connection: sqlite3.Connection, me: NodeId, live: Sequence[NodeId]) -> list[Put]:
-    """What a peer lacks, the files with the fewest copies on the `live` peers first."""
-    condition = (
-        "JOIN queue ON queue.put = puts.id JOIN nodes target ON target.id = queue.target"
-        " WHERE target.node_id = ? AND queue.status = 'PENDING' ORDER BY"
-        " (SELECT count(*) FROM holds JOIN origins ho ON ho.id = holds.origin JOIN nodes hn ON hn.id = ho.node"
-        f" WHERE holds.put = puts.id AND hn.node_id IN ({', '.join('?' * len(live))})), puts.id"
-    )
-    return [put for _, put in select_puts(connection, condition, me, *live)]
+class Deficit(NamedTuple):
+    """A file a peer lacks: its item in the queue, its row, and how many copies there are on the peers that are up."""
+
+    item_id: int
+    put_row: int
+    copies: int
+
+
+DEFICITS_MAX = 500
+"""Looked at in one go."""
+
+
+def deficits_behind(
+    connection: sqlite3.Connection, me: NodeId, live: Sequence[NodeId], after: int | None
+) -> list[Deficit]:
+    """What a peer lacks, behind an item or from the first one on, in the order of items; DEFICITS_MAX at most."""
+    found = connection.execute(
+        "SELECT id, put FROM queue WHERE target = (SELECT id FROM nodes WHERE node_id = ?) AND status = 'PENDING'"
+        " AND id > ? ORDER BY id LIMIT ?",
+        (me, -1 if after is None else after, DEFICITS_MAX),
+    ).fetchall()
+    holders = _holders_of_rows(connection, [row for _, row in found])
+    return [Deficit(item, row, len(set(live).intersection(holders[row]))) for item, row in found]
+
+
+def puts_of_rows(connection: sqlite3.Connection, rows: Sequence[int]) -> list[Put]:
+    """The live puts in these rows, the oldest first."""
+    places = ", ".join("?" * len(rows))
+    return [put for _, put in select_puts(connection, f"WHERE puts.id IN ({places}) ORDER BY puts.id", *rows)]
+
+
+def is_lacking(connection: sqlite3.Connection, item: int) -> bool:
+    """Whether an item of the queue is one of a copy that is missing."""
+    query = "SELECT 1 FROM queue WHERE id = ? AND status = 'PENDING'"
+    return connection.execute(query, (item,)).fetchone() is not None
 
 
 def vv_and_sum(connection: sqlite3.Connection) -> tuple[VersionVector, int]:

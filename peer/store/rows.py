@@ -58,6 +58,42 @@ FIRST_HASH = "substr(puts.chunks, 4, 32)"
 """The hash of a file's first chunk, in `puts.chunks` of up to seven: behind the heads of its list and of its bytes."""
 
 
+PREFIX_BYTES = 8
+"""Of a hash: few files share them."""
+
+CHUNK_PREFIX = f"substr(chunks, 4, {PREFIX_BYTES})"
+"""The first bytes of the hash of a file's first chunk, of a file that is one chunk; see `FIRST_HASH`."""
+
+
+def add_chunk_uses(connection: sqlite3.Connection, put_row: int, chunks: Sequence[Chunk]) -> None:
+    """Have a file of several chunks found by each of them."""
+    if len(chunks) > 1:
+        # That of a file whose own row was lost may be there yet.
+        connection.executemany("REPLACE INTO chunk_uses VALUES (?, ?)", _uses(put_row, chunks))
+
+
+def remove_chunk_uses(connection: sqlite3.Connection, put_row: int, chunks: Sequence[Chunk]) -> None:
+    """A file is gone."""
+    if len(chunks) > 1:
+        connection.executemany("DELETE FROM chunk_uses WHERE prefix = ? AND put = ?", _uses(put_row, chunks))
+
+
+def _uses(put_row: int, chunks: Sequence[Chunk]) -> list[tuple[bytes, int]]:
+    return [(prefix, put_row) for prefix in dict.fromkeys(chunk.hash[:PREFIX_BYTES] for chunk in chunks)]
+
+
+def select_held_with(connection: sqlite3.Connection, chunk_hash: bytes) -> Iterator[tuple[int, Put]]:
+    """Row ids and puts of the files that this disk has whole and of which a chunk is part."""
+    prefix = chunk_hash[:PREFIX_BYTES]
+    condition = (
+        f"WHERE puts.held AND puts.id IN (SELECT id FROM puts WHERE {CHUNK_PREFIX} = ?1"
+        " UNION SELECT put FROM chunk_uses WHERE prefix = ?1)"
+    )
+    for row_id, put in select_puts(connection, condition, prefix):
+        if any(chunk.hash == chunk_hash for chunk in put.manifest.chunks or ()):
+            yield row_id, put
+
+
 def unpack_chunks(packed: bytes | None) -> tuple[Chunk, ...] | None:
     """What `pack_chunks` packed."""
     if packed is None:
@@ -66,8 +102,23 @@ def unpack_chunks(packed: bytes | None) -> tuple[Chunk, ...] | None:
     return tuple(Chunk(flat[i], flat[i + 1]) for i in range(0, len(flat), 2))
 
 
+class RowDamaged(sqlite3.DatabaseError):
+    """A row of the catalog says nothing that an op can say."""
+
+
+UNREADABLE = (RowDamaged, ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
+"""What reading a damaged row, or making an op's bytes of it, may raise."""
+
+
 def put_of_row(origin: Origin, row: Sequence[Any]) -> Put:
-    """The put of an origin in a row of `_PUT_COLUMNS`."""
+    """The put of an origin in a row of `_PUT_COLUMNS`. Raises RowDamaged."""
+    try:
+        return _put_of_row(origin, row)
+    except UNREADABLE as error:
+        raise RowDamaged(f"a file's row cannot be read: {error}") from error
+
+
+def _put_of_row(origin: Origin, row: Sequence[Any]) -> Put:
     return Put(
         Dot(origin, row[0]),
         Stamp(row[1]),
@@ -104,7 +155,7 @@ def select_puts_of(
 
 
 def hold_of_row(row: Sequence[Any]) -> Hold:
-    """The hold in a row of `_HOLDS`."""
+    """The hold in a row of `_HOLDS`. SQLite takes whatever it finds in it for what its column is to have."""
     dot = Dot(Origin(NodeId(row[0]), row[1]), row[2])
     return Hold(dot, Stamp(row[3]), Dot(Origin(NodeId(row[4]), row[5]), row[6]), bool(row[7]))
 
@@ -126,7 +177,7 @@ def _is_readable(op_of_row: Callable[[Sequence[Any]], LiveOp], row: Sequence[Any
     """Whether a row gives an op that could have come from another peer: those are checked to the last field."""
     try:
         decode_op(encode_op(op_of_row(row)))
-    except (ProtocolError, ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException):
+    except (ProtocolError, *UNREADABLE):
         return False
     return True
 

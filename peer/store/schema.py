@@ -14,11 +14,12 @@ from contextlib import suppress
 import sqlite_utils
 from sqlite_utils import Migrations
 
+from peer.store.rows import CHUNK_PREFIX, UNREADABLE, add_chunk_uses, unpack_chunks
 from peer.world.env import StartError
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -64,6 +65,17 @@ def m004_forks(db: sqlite_utils.Database) -> None:
 @migrations()
 def m005_runs(db: sqlite_utils.Database) -> None:
     """The log may have ops that no earlier release can read; in `log`, `seq` is that of an op's last dot."""
+
+
+@migrations()
+def m006_chunk_uses(db: sqlite_utils.Database) -> None:
+    """Which files have a chunk, without looking through all of them."""
+    for statement in _CHUNK_USES:
+        db.execute(statement)
+    for row_id, packed in db.execute("SELECT id, chunks FROM puts WHERE chunks IS NOT NULL").fetchall():
+        # What a damaged row had is fetched again with the row.
+        with suppress(*UNREADABLE):
+            add_chunk_uses(db.conn, row_id, unpack_chunks(packed) or ())
 
 
 def migrate(db: sqlite_utils.Database) -> None:
@@ -203,6 +215,16 @@ _FORKS = (
     "ALTER TABLE origins ADD COLUMN floor_hash BLOB",
     # See `Store.give_up`.
     "CREATE TABLE given_up (mark BLOB PRIMARY KEY) WITHOUT ROWID",
+)
+
+_CHUNK_USES = (
+    # Of a file that is one chunk: the first bytes of its hash.
+    f"CREATE INDEX puts_by_chunk ON puts ({CHUNK_PREFIX})",
+    # Of a file of several: the same of each.
+    """CREATE TABLE chunk_uses (
+        prefix BLOB NOT NULL,
+        put INTEGER NOT NULL,
+        PRIMARY KEY (prefix, put)) WITHOUT ROWID""",
 )
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000, 'unixepoch')"

@@ -7,7 +7,8 @@ arrived stays staged, so that a repair broken off goes on where it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
@@ -20,8 +21,9 @@ from peer.gossip.fetching import ContentUnavailable, Fetching
 from peer.gossip.peers import Peers
 from peer.store.chunk_files import FreshChunk
 from peer.store.holding import Holding
-from peer.store.lookups import deficits, lacks_something
+from peer.store.lookups import is_lacking, lacks_something
 from peer.store.rows import ChunkRow
+from peer.upkeep.deficits import Deficits
 from peer.worker import Worker
 from peer.world.env import Env, StoreError
 from protocol.identity import Dot, NodeId
@@ -40,6 +42,9 @@ LANES = 3
 
 SETTLE_S = 1.0
 """After news of a file an upload may still be bringing it here; only then it is fetched."""
+
+ROUND_S = 60.0
+"""After so long it is looked anew at what is most urgent."""
 
 BACK_OFF_S = 5.0
 """After the first failure; doubled with each one up to the heal interval, with jitter."""
@@ -119,20 +124,34 @@ class Repair(Worker):
     async def heal(self, *, all_of_it: bool = False) -> Recovery:
         """Fetch what this peer lacks; with `all_of_it` also what failed a short while ago. Raises StoreError."""
         async with self._turn:
-            me, live = self._here.me, (self._here.me, *self._others.membership.reachable())
-            lacking = await self._here.database.read(lambda connection: deficits(connection, me, live))
-            self._forget_attempts(lacking)
-            due = [put for put in lacking if all_of_it or self._is_due(put.dot)]
-            before = {put.dot for put in due}
-            await self._fetch_all(due)
-            if due:
-                self._here.news.tell()
-            failed = sum(1 for dot in self.attempts if dot in before)
-            return Recovery(total=len(due), success=len(due) - failed, failed=failed)
+            await self._forget_attempts()
+            deficits = Deficits(self._here.database, self._here.me, self._live)
+            until = math.inf if all_of_it else self._env.clock.now() + ROUND_S
+            total = failed = 0
+            while lacking := await deficits.page():
+                due = [put for put in lacking if all_of_it or self._is_due(put.dot)]
+                await self._fetch_all(due)
+                total += len(due)
+                failed += sum(put.dot in self.attempts for put in due)
+                if due:
+                    self._here.news.tell()
+                if self._env.clock.now() > until:
+                    # What has become more urgent meanwhile goes first.
+                    self.wake()
+                    break
+            return Recovery(total=total, success=total - failed, failed=failed)
 
-    def _forget_attempts(self, lacking: Iterable[Put]) -> None:
-        still = {put.dot for put in lacking}
-        self.attempts = {dot: attempt for dot, attempt in self.attempts.items() if dot in still}
+    def _live(self) -> tuple[NodeId, ...]:
+        return (self._here.me, *self._others.membership.reachable())
+
+    async def _forget_attempts(self) -> None:
+        """Forget those at what is not lacking any more."""
+        known = {dot: item_id(dot, self._here.me) for dot in self.attempts}
+        gone = await self._here.database.read(
+            lambda connection: [dot for dot, item in known.items() if not is_lacking(connection, item)]
+        )
+        for dot in gone:
+            self.attempts.pop(dot, None)
 
     def _is_due(self, dot: Dot) -> bool:
         attempt = self.attempts.get(dot)

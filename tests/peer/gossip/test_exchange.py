@@ -365,6 +365,7 @@ def test_a_damaged_peer_alone_serves_on_remembers_it_and_gives_its_state_to_nobo
         damage(world, "node-2", *LOSE_A)
         for number in range(2):
             await world.start("node-2")
+            await here(world, "node-2").verified.wait()
             assert here(world, "node-2").is_damaged
             assert await get(world, "node-2", "b") == b"b" * 3000
             await put(world, "node-2", f"c{number}", b"c" * 3000)
