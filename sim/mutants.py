@@ -1135,6 +1135,19 @@ MUTANTS = (
         "        return request, hold[len(asked) :] if suffix is not None else [], suffix.more",
         (f"{EXCHANGE}::test_whether_a_peer_could_be_asked_to_hold_a_file_is_told",),
     ),
+    Mutant(
+        "sent-again-is-what-was-removed",
+        "An upload that comes again is the version from before, which others may have removed by now.",
+        "peer/files/uploads.py",
+        "            put = self._here.replica.put(written, self._here.wall_ms(), is_held=True)\n",
+        "            versions = self._here.database.store.puts_of(manifest.file_key)\n"
+        "            new = None if known else self._here.replica.put(written, self._here.wall_ms(), is_held=True)\n"
+        "            put = new or versions[-1]\n",
+        (
+            "tests/peer/files/test_uploads.py"
+            "::test_what_is_sent_again_stays_though_the_first_was_removed_and_its_peer_had_not_heard_of_that",
+        ),
+    ),
     # --- growing ---
     Mutant(
         "uploads-wait-for-who-is-far-behind",

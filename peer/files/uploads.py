@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import trio
@@ -171,9 +171,9 @@ class Uploads:
 
         def step() -> tuple[Put, list[FreshChunk]]:
             known = self._same_as_shown(manifest)
-            if known is not None:
-                return known, self._here.take_holds([known.dot], fresh, {}, recovered=False)
-            put = self._here.replica.put(manifest, self._here.wall_ms(), is_held=True)
+            # Not `known` itself: others may have removed it, and this peer not heard of that.
+            written = manifest if known is None else _sent_again(known)
+            put = self._here.replica.put(written, self._here.wall_ms(), is_held=True)
             adopted = self._here.take_content(put.dot, fresh, {})
             assert adopted is not None, "all that was taken in is fresh"
             return put, adopted
@@ -184,7 +184,7 @@ class Uploads:
         self._here.news.tell()
         return put, adopted
 
-    def _same_as_shown(self, manifest: Manifest) -> Put | None:
+    def _same_as_shown(self, manifest: Manifest) -> Manifest | None:
         """A client that repeats an upload, because it did not hear the answer, gets the answer to the first."""
         versions = self._here.database.store.puts_of(manifest.file_key)
         if not versions or not versions[-1].manifest.is_upload:
@@ -197,4 +197,10 @@ class Uploads:
             manifest.content_type,
             manifest.chunks,
         )
-        return versions[-1] if is_same else None
+        return shown if is_same else None
+
+
+def _sent_again(manifest: Manifest) -> Manifest:
+    """An upload that came again, of the same second, and yet to be told from the first: that may have been removed."""
+    second, ms = divmod(manifest.uploaded_at_ms, 1000)
+    return replace(manifest, uploaded_at_ms=1000 * second + (ms + 1) % 1000)

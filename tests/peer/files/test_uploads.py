@@ -14,12 +14,14 @@ from worlds import (
     converged,
     everywhere,
     get,
+    heal,
     holders,
     in_world,
     lose_disk,
     missing_files,
     orphans,
     others,
+    part,
     pending,
     put,
     really_holds,
@@ -287,6 +289,25 @@ def test_a_repeated_upload_gets_the_answer_to_the_first() -> None:
         assert puts == [(2,)]
         await trio.sleep(1)
         assert all(orphans(world, name) == [] for name in world.machines)
+
+    in_world(scenario, **SMALL)
+
+
+@pytest.mark.parametrize("size", [0, 10, 3 * CHUNK])
+def test_what_is_sent_again_stays_though_the_first_was_removed_and_its_peer_had_not_heard_of_that(size: int) -> None:
+    """Found by `sim run`, as seed 1404 was then."""
+
+    async def scenario(world: World) -> None:
+        content = world.chance.randbytes(size)
+        await put(world, "node-1", "k", content)
+        await converged(world)
+        part(world, ("node-3",), ("node-1", "node-2"))
+        await trio.sleep(10)
+        assert (await world.request("node-1", "DELETE", "/files/k")).status_code == httpx.codes.OK
+        await put(world, "node-3", "k", content)
+        heal(world)
+        await converged(world)
+        assert await everywhere(world, "k") == [content] * 3
 
     in_world(scenario, **SMALL)
 
