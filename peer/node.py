@@ -28,6 +28,7 @@ from peer.gossip.whole_state import WholeStates
 from peer.http.app import make_app
 from peer.http.facade import check_facade, serve_facade
 from peer.http.services import Services
+from peer.pace import Pace
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
 from peer.store.holding import DAMAGED, PINNED_FOR, Holding
@@ -63,6 +64,7 @@ class Node:
         self._stop = trio.Event()
         self.space = Space(env, config.reserve_bytes)
         self.keeper = Keeper()
+        self._pace = Pace(env.clock.now)
         self._exchanging = trio.Event()
         self._failure: StartError | None = None
 
@@ -145,7 +147,7 @@ class Node:
     # --- running ---
 
     async def _run(self, database: Database, placement: Placement, task_status: trio.TaskStatus[Address]) -> None:
-        app = make_app(self.config, self.env.version, self.env.clock, lambda: self.services)
+        app = make_app(self.config, self.env.version, self.env.clock, lambda: self.services, self._pace)
         server = self.env.http_server(app)
         listeners = await server.listen(self.config.listen, name=OWN_LISTENER, shared=False)
         self.address = listeners[0].address
@@ -220,7 +222,9 @@ class Node:
         membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())
         await self._take_stock(here)
-        return here, Peers(me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id, me.node_id))
+        return here, Peers(
+            me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id, me.node_id), self._pace
+        )
 
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
         """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""

@@ -79,6 +79,8 @@ class ExchangeRequest:
     """Of logs we both know; none from a peer of an older version."""
     gave_up: tuple[Origin, ...] = ()
     """Origins of mine of which you follow a branch that I gave up."""
+    is_serving: bool = False
+    """Clients are being served by the sender: who works in the background gives way to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class ExchangeReply:
     gave_up: tuple[Origin, ...] = ()
     disputed: bool = False
     """We do not agree about a log, so I applied nothing."""
+    is_serving: bool = False
+    """Clients are being served by the sender."""
 
 
 class ItemStatus(Enum):
@@ -169,6 +173,7 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
             request.behind,
             _fingerprints_fields(request.fingerprints),
             _origins_fields(request.gave_up),
+            request.is_serving,
         ]
     )
 
@@ -188,6 +193,7 @@ def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
         behind=codec.read_bool(fields[9]),
         fingerprints=_read_fingerprints(fields[10]) if len(fields) > 10 else {},
         gave_up=_read_origins(fields[11]) if len(fields) > 11 else (),
+        is_serving=len(fields) > 12 and codec.read_bool(fields[12]),
     )
 
 
@@ -205,6 +211,7 @@ def encode_reply(reply: ExchangeReply) -> bytes:
             _fingerprints_fields(reply.fingerprints),
             _origins_fields(reply.gave_up),
             reply.disputed,
+            reply.is_serving,
         ]
     )
 
@@ -222,6 +229,7 @@ def decode_reply(raw: bytes) -> ExchangeReply:
         fingerprints=_read_fingerprints(fields[7]) if len(fields) > 7 else {},
         gave_up=_read_origins(fields[8]) if len(fields) > 8 else (),
         disputed=len(fields) > 9 and codec.read_bool(fields[9]),
+        is_serving=len(fields) > 10 and codec.read_bool(fields[10]),
     )
 
 

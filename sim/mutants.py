@@ -1206,6 +1206,14 @@ MUTANTS = (
         ("tests/peer/store/test_chunk_uses.py::test_a_chunk_finds_the_files_that_are_held_and_have_it",),
     ),
     Mutant(
+        "clients-make-no-difference",
+        "Work in the background takes all there is, whether clients are being served or not.",
+        "peer/pace.py",
+        "        if self.is_serving() or any(",
+        "        if self.is_serving() and any(",
+        ("tests/peer/test_pace.py::test_while_this_peer_serves_clients_work_rests_in_proportion_and_never_long",),
+    ),
+    Mutant(
         "many-copies-first",
         "Files of which there are copies enough are repaired before those of which there is one.",
         "peer/upkeep/deficits.py",

@@ -153,9 +153,9 @@ class Storm:
 
     async def _wait_converged(self) -> None:
         try:
-            await self._world.wait_until(self._world.have_converged, HEAL_S)
+            await self._world.wait_until(lambda: self._world.have_converged() and self._world.all_met(), HEAL_S)
         except trio.TooSlowError:
-            missing = "; ".join(still_missing(self._world)[:5])
+            missing = "; ".join(still_missing(self._world)[:5]) or "some peers take others for down"
             raise PromiseBroken(Promise.ALIKE, f"{HEAL_S:g} s after the last fault {missing}") from None
         self._world.kept[Promise.ALIKE] += 1
 

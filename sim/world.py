@@ -216,7 +216,7 @@ class World:
         """Start every peer, and wait until each sees all others."""
         for name in self.machines:
             await self.start(name)
-        await self.wait_until(self._all_met, 30)
+        await self.wait_until(self.all_met, 30)
 
     async def start(self, name: str) -> None:
         """Start a peer on its disk; returns once it has joined its cluster."""
@@ -319,7 +319,8 @@ class World:
         nodes = [machine.node for machine in self.machines.values()]
         return [node for node in nodes if node is not None and node.services is not None]
 
-    def _all_met(self) -> bool:
+    def all_met(self) -> bool:
+        """Whether each running peer believes all others to be up: one that has just started knows of nobody yet."""
         return all(
             node.services is not None and len(node.services.others.membership.reachable()) == len(self.machines) - 1
             for node in self.live_nodes()

@@ -22,7 +22,7 @@ MAY_IMPORT = {"protocol": {"msgpack"}, "peer": {"protocol"}, "sim": {"peer", "pr
 """What a package may import beside itself and the standard library; of third parties only protocol is restricted."""
 
 FLOORS = (
-    {"config", "tasks", "locks", "complaints", "longest"},
+    {"config", "tasks", "locks", "complaints", "longest", "pace"},
     {"world", "cluster"},
     {"worker"},
     {"store"},

@@ -94,6 +94,7 @@ class Answering:
         """
         here = self._here
         self._learn((request.sender, *request.members))
+        self._others.pace.heard(request.sender.node_id, is_serving=request.is_serving)
         if here.space.reason is not None:
             # What others did is heard; their content has to wait.
             request = replace(request, hold=(), chunks=())
@@ -223,6 +224,7 @@ class Answering:
             fingerprints=fingerprints,
             gave_up=heard.given_up,
             disputed=bool(heard.disputed),
+            is_serving=self._others.pace.is_serving(),
         )
 
 

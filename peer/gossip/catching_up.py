@@ -34,6 +34,10 @@ class CatchingUp:
             self._others[node_id] = None
         return self._source == node_id
 
+    def is_from(self, node_id: NodeId) -> bool:
+        """Whether this peer is the source."""
+        return self._source == node_id
+
     def end(self, node_id: NodeId) -> list[NodeId]:
         """Nothing more is asked of this peer for now: those whose turn has come, if it was the source."""
         if self._source != node_id:

@@ -21,6 +21,7 @@ from peer.gossip.client import PeerRefused, PeerUnreachable
 from peer.gossip.forks import Forks
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
+from peer.pace import RESTS_CATCHING_UP
 from peer.store.database import Committed
 from peer.store.holding import Holding
 from peer.store.rows import find_log_hash, raw_log_after
@@ -324,6 +325,7 @@ class Link:
             peer = self._others.membership.member(self.node_id)
             if peer is None:
                 raise PeerUnreachable(f"{self.node_id} is no member of this cluster")
+            began = self._others.pace.now()
             request, hold, more = await self._make_request(hold)
             reply = await self._others.client.exchange(peer, request)
             await self._take_reply(request, reply, turn)
@@ -338,6 +340,8 @@ class Link:
             lacking = not covers_all(reply.vv, request.vv)
             if not (hold or more or has_more or self._is_stuck or (lacking and moved)):
                 return hold
+            if self._catching_up.is_from(self.node_id) and not hold:
+                await self._others.give_way(began, self.node_id, RESTS_CATCHING_UP)
 
     def _may_ask_more(self, their_vv: VersionVector) -> bool:
         """Whether to go on hearing what the peer has, or leave that to the link over which this peer catches up."""
@@ -377,6 +381,7 @@ class Link:
             behind=suffix is None,
             fingerprints=self._fingerprints(committed, dots),
             gave_up=self._gave_up,
+            is_serving=self._others.pace.is_serving(),
         )
         return request, hold[len(asked) :], suffix.more if suffix else False
 
@@ -424,6 +429,7 @@ class Link:
 
     async def _take_reply(self, request: ExchangeRequest, reply: ExchangeReply, turn: _Turn) -> None:
         self._learn(reply.members)
+        self._others.pace.heard(self.node_id, is_serving=reply.is_serving)
         try:
             ops = [decode_op(raw) for raw in reply.ops]
         except MalformedMessage as error:

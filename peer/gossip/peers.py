@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from peer.gossip.client import PeerClient
 from peer.gossip.placement import Placement
-from protocol.identity import NodeId
+from peer.pace import RESTS, Pace
+from protocol.identity import Member, NodeId
 from protocol.membership import Membership, Status
 
 
@@ -20,11 +21,29 @@ class Peers:
     membership: Membership
     placement: Placement
     client: PeerClient
+    pace: Pace
 
     def is_down(self, node_id: NodeId) -> bool:
         """Whether a peer is believed to be down; one that is no member is."""
         return self.membership.status(node_id) is Status.DOWN
 
+    async def give_way(self, since: float, node_id: NodeId | None, rests: float = RESTS) -> None:
+        """Rest after a piece of work that began then, if this peer, the one that had a part in it or one nearby serves.
+
+        See `Pace.rest`.
+        """
+        await self.pace.rest(self.pace.now() - since, [*self._on_this_machine(), *filter(None, [node_id])], rests)
+
+    def _on_this_machine(self) -> list[NodeId]:
+        """The other members whose address has the same host as ours: they share the machine with this one."""
+        host = _host_of(self.membership.me)
+        members = self.membership.members()
+        return [member.node_id for member in members if member.node_id != self.me and _host_of(member) == host]
+
     def worth_asking(self, node_ids: Iterable[NodeId]) -> list[NodeId]:
         """Those of these peers that are not this one and not believed to be down, each once."""
         return [node_id for node_id in dict.fromkeys(node_ids) if node_id != self.me and not self.is_down(node_id)]
+
+
+def _host_of(member: Member) -> str:
+    return member.address.rpartition(":")[0]

@@ -15,6 +15,7 @@ from peer.http.direct import Direct
 from peer.http.errors import HANDLERS, on_bug
 from peer.http.services import Services
 from peer.http.traffic import Traffic
+from peer.pace import Pace
 from peer.world.env import Clock
 
 CLIENT_ROUTES = (
@@ -56,12 +57,14 @@ PEER_ROUTES = (
 _PATHS = {route.endpoint: route.path for route in (*CLIENT_ROUTES, *PEER_ROUTES)}
 
 
-def make_app(config: Config, version: str, clock: Clock, services: Callable[[], Services | None]) -> Traffic:
+def make_app(
+    config: Config, version: str, clock: Clock, services: Callable[[], Services | None], pace: Pace
+) -> Traffic:
     """The app of one peer. `services` gives None as long as the peer has not joined its cluster."""
     routes = [*CLIENT_ROUTES, *PEER_ROUTES]
     app = Starlette(routes=routes, exception_handlers={**HANDLERS, Exception: on_bug})
     app.state.config, app.state.version, app.state.services = config, version, services
-    app.state.traffic = Traffic(Direct(Callers(app, config, services), config, services), clock, _route_of)
+    app.state.traffic = Traffic(Direct(Callers(app, config, services), config, services), clock, _route_of, pace)
     return app.state.traffic  # type: ignore[no-any-return]
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from peer.pace import Pace
 from peer.world.env import Clock
 
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 """Upper bounds of the classes of durations; beyond them is one more."""
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT"})
+CLIENTS = ("/files", "/download", "/upload")
+"""How the routes begin that move files for clients."""
 OTHER = "other"
 """What strangers make up must not grow the list of labels."""
 
@@ -34,10 +37,11 @@ class Durations:
 class Traffic:
     """The app, counted. `route_of` gives the route of a request that was answered, None if it had none."""
 
-    def __init__(self, app: ASGIApp, clock: Clock, route_of: Callable[[Scope], str | None]) -> None:
+    def __init__(self, app: ASGIApp, clock: Clock, route_of: Callable[[Scope], str | None], pace: Pace) -> None:
         self._app = app
         self._clock = clock
         self._route_of = route_of
+        self._pace = pace
         self.running = 0
         self.requests: Counter[tuple[str, str, int]] = Counter()
         """By method, route and status; status 0 is an answer that never began."""
@@ -63,6 +67,8 @@ class Traffic:
 
     def _note(self, scope: Scope, counted: _Counted, seconds: float) -> None:
         route = self._route_of(scope) or OTHER
+        if route.startswith(CLIENTS):
+            self._pace.serve()
         method = scope["method"] if scope["method"] in METHODS else OTHER
         self.requests[method, route, counted.status] += 1
         self.durations.setdefault(route, Durations()).add(seconds)

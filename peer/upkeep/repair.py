@@ -89,6 +89,7 @@ class Repair(Worker):
         self._exchanger = exchanger
         self._fetching = fetching
         self._turn = trio.Lock()
+        self._is_waited_for = False
         self._jitter: Random = env.chance("repair")
         self.attempts: dict[Dot, Attempt] = {}
         self.copies_made = 0
@@ -124,6 +125,7 @@ class Repair(Worker):
     async def heal(self, *, all_of_it: bool = False) -> Recovery:
         """Fetch what this peer lacks; with `all_of_it` also what failed a short while ago. Raises StoreError."""
         async with self._turn:
+            self._is_waited_for = all_of_it
             await self._forget_attempts()
             deficits = Deficits(self._here.database, self._here.me, self._live)
             until = math.inf if all_of_it else self._env.clock.now() + ROUND_S
@@ -198,6 +200,7 @@ class Repair(Worker):
         return None if source == self._here.me else source
 
     async def _fetch_batch(self, source: NodeId, puts: Sequence[Put]) -> None:
+        began = self._env.clock.now()
         contents = await self._fetching.fetch_small(source, [_only_chunk(put) for put in puts])
         fetched: list[tuple[Put, FreshChunk]] = []
         for put, content in zip(puts, contents, strict=True):
@@ -206,6 +209,7 @@ class Repair(Worker):
             else:
                 fetched.append((put, await self._here.chunks.files.write_whole(content)))
         await self._declare([put for put, _ in fetched], {chunk.hash: chunk for _, chunk in fetched}, source)
+        await self._give_way(began, source)
 
     async def _fetch_one(self, put: Put) -> None:
         """Fetch a file chunk by chunk, from any holder."""
@@ -230,10 +234,18 @@ class Repair(Worker):
         if staged is not None:
             return staged
         try:
+            began = self._env.clock.now()
             content = await self._fetching.fetch(put, chunk)
         except ContentUnavailable as error:
             raise Unfetchable(str(error)) from error
-        return await self._here.chunks.files.write_whole(content)
+        fresh = await self._here.chunks.files.write_whole(content)
+        await self._give_way(began, self._fetching.source_of(put))
+        return fresh
+
+    async def _give_way(self, since: float, source: NodeId | None) -> None:
+        """Let clients go first, but for an operator who waits."""
+        if not self._is_waited_for:
+            await self._others.give_way(since, source)
 
     async def _declare(
         self,

@@ -19,6 +19,7 @@ from worlds import converged, everywhere, heal, here, holders, in_world, others,
 
 from peer.config import Address, Config
 from peer.http.app import make_app
+from peer.pace import Pace
 from protocol import codec
 from sim.world import World
 
@@ -710,7 +711,7 @@ def test_health_is_liveness_and_a_peer_that_has_not_joined_says_503_elsewhere() 
     config = Config(node_id="node-7", listen=Address("127.0.0.1", 1), data=Path(), hostname="here")
 
     async def main() -> None:
-        transport = httpx.ASGITransport(make_app(config, "1.2.3", StoppedClock(), lambda: None))
+        transport = httpx.ASGITransport(make_app(config, "1.2.3", StoppedClock(), lambda: None, Pace(lambda: 0.0)))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             health = await client.get("/health")
             assert health.json() == {
