@@ -238,6 +238,7 @@ async def _measure(data: Path, files: int, limit_s: float, missed: int, tell: Ca
             grown.phases.append(await watch.phase("calm", None, CALM_S))
             joins = _act(cluster, layout, "node-4")
             grown.phases.append(await watch.phase("a peer joins", joins, limit_s, "node-4"))
+            grown.phases.append(await watch.phase("calm, with it", None, CALM_S))
             await cluster.stop("node-2")
             grown.phases.append(await watch.phase(f"one is away for {missed} files", None, _time_for(grown, missed)))
             back = _act(cluster, layout, "node-2")

@@ -94,19 +94,47 @@ class Deliveries:
     async def deliver_small(self, put: Put, targets: Sequence[NodeId], asked: Collection[NodeId]) -> list[Delivery]:
         """`deliver` what goes along with the exchanges themselves, to those of the targets that are worth being asked.
 
-        A task for each would cost as much as the rest.
+        Where a target is known not to take it now, another peer is asked at the same time. A task for each of them
+        would cost as much as the rest.
         """
         others = [target for target in targets if target != self._here.me]
-        begun = [(target, self._exchanger.begin(target, put.dot)) for target in others if target in asked]
-        outcomes = {target: await self._exchanger.outcome(wait) for target, wait in begun}
+        instead = self._instead_of([target for target in others if not self._takes_now(target, asked)], put)
+        asking = [*(target for target in others if target in asked), *instead.values()]
+        begun = [(node_id, self._exchanger.begin(node_id, put.dot)) for node_id in asking]
+        outcomes = {node_id: await self._exchanger.outcome(wait) for node_id, wait in begun}
         deliveries = [Delivery(target, outcomes.get(target, _missed(target))) for target in others]
-        return await self._with_stand_ins(put, deliveries, {})
+        deliveries += [
+            Delivery(node_id, None, instead_of=target)
+            for target, node_id in instead.items()
+            if outcomes[node_id] is None
+        ]
+        return await self._with_stand_ins(put, deliveries, {}, without=instead.values())
+
+    def _takes_now(self, target: NodeId, asked: Collection[NodeId]) -> bool:
+        return target in asked and not self._exchanger.link(target).is_far_behind()
+
+    def _instead_of(self, targets: Sequence[NodeId], put: Put) -> dict[NodeId, NodeId]:
+        """For each of these targets, as far as there are enough, a peer that is none and takes the file now."""
+        if not targets:
+            return {}
+        others = [one for one in self._spare(put) if not self._exchanger.link(one).is_far_behind()]
+        return dict(zip(targets, others, strict=False))
+
+    def _spare(self, put: Put) -> list[NodeId]:
+        """The peers worth asking that are no targets of a file, in the order in which they would be."""
+        targets = self._others.placement.targets_of(put.manifest.file_key, put.manifest.copies)
+        return [node_id for node_id in self._ranked(put.manifest.file_key) if node_id not in targets]
 
     async def _with_stand_ins(
-        self, put: Put, deliveries: list[Delivery], pushers: Mapping[NodeId, Pusher]
+        self,
+        put: Put,
+        deliveries: list[Delivery],
+        pushers: Mapping[NodeId, Pusher],
+        without: Collection[NodeId] = (),
     ) -> list[Delivery]:
-        failed = [delivery for delivery in deliveries if delivery.error]
-        return deliveries + (await self._stand_in(put, failed, pushers) if failed else [])
+        stood_in = {delivery.instead_of for delivery in deliveries}
+        failed = [delivery for delivery in deliveries if delivery.error and delivery.node_id not in stood_in]
+        return deliveries + (await self._stand_in(put, failed, pushers, without) if failed else [])
 
     async def _deliver_large(
         self, targets: Sequence[NodeId], put: Put, pushers: Mapping[NodeId, Pusher]
@@ -122,9 +150,10 @@ class Deliveries:
                 nursery.start_soon(deliver, target)
         return [deliveries[target] for target in targets]
 
-    async def _stand_in(self, put: Put, failed: Sequence[Delivery], pushers: Mapping[NodeId, Pusher]) -> list[Delivery]:
-        targets = self._others.placement.targets_of(put.manifest.file_key, put.manifest.copies)
-        spare = [node_id for node_id in self._ranked(put.manifest.file_key) if node_id not in targets]
+    async def _stand_in(
+        self, put: Put, failed: Sequence[Delivery], pushers: Mapping[NodeId, Pusher], without: Collection[NodeId]
+    ) -> list[Delivery]:
+        spare = [node_id for node_id in self._spare(put) if node_id not in without]
         # First those that have it staged.
         spare.sort(key=lambda node_id: node_id not in pushers)
         stood_in: dict[NodeId, Delivery] = {}
