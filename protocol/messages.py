@@ -101,6 +101,8 @@ class ExchangeReply:
     """We do not agree about a log, so I applied nothing."""
     is_serving: bool = False
     """Clients are being served by the sender."""
+    held: tuple[Dot, ...] = ()
+    """Of the files I was asked to hold those I have; my holds are in the ops, but you may have more to hear before."""
 
 
 class ItemStatus(Enum):
@@ -212,6 +214,7 @@ def encode_reply(reply: ExchangeReply) -> bytes:
             _origins_fields(reply.gave_up),
             reply.disputed,
             reply.is_serving,
+            codec.dots_fields(reply.held),
         ]
     )
 
@@ -230,6 +233,7 @@ def decode_reply(raw: bytes) -> ExchangeReply:
         gave_up=_read_origins(fields[8]) if len(fields) > 8 else (),
         disputed=len(fields) > 9 and codec.read_bool(fields[9]),
         is_serving=len(fields) > 10 and codec.read_bool(fields[10]),
+        held=codec.read_dots(fields[11]) if len(fields) > 11 else (),
     )
 
 

@@ -199,7 +199,8 @@ class Answering:
             if not store.is_held(dot):
                 here.take_back(dot)
         suffix = here.replica.suffix(request.vv, OPS_BYTES_MAX)
-        reply = self._reply(members, request, suffix, heard)
+        held = tuple(dot for dot in request.hold if store.is_held(dot))
+        reply = replace(self._reply(members, request, suffix, heard), held=held)
         disagrees = here.replica.disagrees(request.vv, request.state_sum)
         return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees, heard)
 

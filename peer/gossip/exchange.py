@@ -50,6 +50,9 @@ PUSH_DELAY_S = 0.1
 PUSH_FANOUT = 3
 """Peers that news is pushed to; anti-entropy reaches the others."""
 
+LEFT_ALONE_S = 3.0
+"""A peer that catches up is not told of news before so long after it was told last."""
+
 PATIENCE_MAX = 5
 """A peer that gives signs of life may take this many times `target_timeout_s`."""
 
@@ -145,7 +148,7 @@ class Exchanger(Worker):
 
     def _lacking(self) -> list[Link]:
         links = map(self.link, self._others.membership.reachable())
-        return [link for link in links if link.may_lack_something() and not link.is_far_behind()]
+        return [link for link in links if link.may_lack_something() and not link.is_left_alone()]
 
     def backlog(self) -> int:
         return sum(link.may_lack_something() for link in self._links.values())
@@ -257,8 +260,12 @@ class Link:
         self.done = 0
         self.failed = 0
         self._is_stuck = False
+        self._goes_on = False
+        """This peer catches up from that one, and the next turn goes on with it."""
+        self._began = 0.0
+        """When the turn of now, or the last one, did, by the clock of `Pace`."""
         self._left_at: VersionVector | None = None
-        """Where the peer stood when it was left to catch up by itself: then it must have moved by the next time."""
+        """Where the peer stood when a turn ended before all was told: then it must have moved by the next one."""
         self._gave_up: tuple[Origin, ...] = ()
         """Origins of ours of which the peer follows a branch that was given up here."""
         self._next = _Turn()
@@ -271,6 +278,10 @@ class Link:
     def is_far_behind(self) -> bool:
         """Whether, as far as we know, the peer takes long to hear of all we have."""
         return is_far_behind(self.known_vv, self._here.database.committed.version_vector)
+
+    def is_left_alone(self) -> bool:
+        """Whether the peer is to catch up by itself for now; every few seconds it is asked how far it is."""
+        return self.is_far_behind() and self._others.pace.now() - self._began < LEFT_ALONE_S
 
     def has_applied(self, dot: Dot) -> bool:
         """Whether the peer has confirmed to have applied an op."""
@@ -313,19 +324,22 @@ class Link:
             finally:
                 # Whatever happened: who waits is told.
                 turn.done.set()
-                for node_id in self._catching_up.end(self.node_id):
-                    self._exchange_soon(node_id)
+                if not self._goes_on:
+                    for node_id in self._catching_up.end(self.node_id):
+                        self._exchange_soon(node_id)
+            if self._goes_on and not self._next.hold:
+                await self._others.give_way(self._began, self.node_id, RESTS_CATCHING_UP)
 
     async def _exchange_all(self, turn: _Turn) -> list[Dot]:
         """Exchange until nothing is lacking on either side, or nothing moves any more; the puts nobody asked it for."""
         before, self._left_at = self._left_at, None
+        self._goes_on, self._began = False, self._others.pace.now()
         hold = list(turn.hold)
         self._is_stuck = False
         while True:
             peer = self._others.membership.member(self.node_id)
             if peer is None:
                 raise PeerUnreachable(f"{self.node_id} is no member of this cluster")
-            began = self._others.pace.now()
             request, hold, more = await self._make_request(hold)
             reply = await self._others.client.exchange(peer, request)
             await self._take_reply(request, reply, turn)
@@ -337,11 +351,14 @@ class Link:
             if moved and not has_more and self.is_far_behind():
                 self._left_at = before
                 return hold
+            if has_more and not hold and self._catching_up.is_from(self.node_id):
+                # In the next turn: those who wait for this one have what they wait for.
+                self._left_at, self._goes_on = before, True
+                self._wanted.set()
+                return hold
             lacking = not covers_all(reply.vv, request.vv)
             if not (hold or more or has_more or self._is_stuck or (lacking and moved)):
                 return hold
-            if self._catching_up.is_from(self.node_id) and not hold:
-                await self._others.give_way(began, self.node_id, RESTS_CATCHING_UP)
 
     def _may_ask_more(self, their_vv: VersionVector) -> bool:
         """Whether to go on hearing what the peer has, or leave that to the link over which this peer catches up."""
@@ -436,7 +453,8 @@ class Link:
             raise PeerUnreachable(f"{self.node_id} sent an op that is none: {error}") from None
         self.known_vv = reply.vv
         heard, disagrees, held = await self._here.database.write(lambda: self._hear(reply, ops, turn.hold))
-        turn.held = held
+        # Who has much to hear yet hears of these holds last.
+        turn.held = [*held, *reply.held] if reply.more else held
         if heard.applied:
             self._here.news.tell()
         if heard.disputed or reply.disputed:

@@ -11,7 +11,7 @@ from worlds import converged, everywhere, holders, in_world, others, put, servic
 
 from peer.gossip.answer import Answering
 from peer.gossip.catching_up import FAR_BEHIND_OPS, CatchingUp, is_far_behind
-from peer.gossip.exchange import Exchanger, Link
+from peer.gossip.exchange import LEFT_ALONE_S, Exchanger, Link
 from protocol.identity import NodeId, Origin
 from sim.world import World
 
@@ -88,6 +88,54 @@ def test_uploads_do_not_wait_for_a_peer_that_is_far_behind_and_stand_ins_take_th
         assert all("node-4" in holders(world, "node-4", detail_key(receipt)) for receipt in receipts if wants(receipt))
 
     in_world(scenario, start=False, peers=4, copies=3)
+
+
+@pytest.mark.usefixtures("little_at_a_time")
+def test_uploads_through_a_peer_that_catches_up_wait_for_one_round_of_that_and_not_for_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(world: World) -> None:
+        await world.crash("node-4")
+        await trio.sleep(10)
+        for number in range(FILES):
+            await put(world, "node-1", f"k{number}", b"%d" % number)
+        monkeypatch.setattr(Link, "_take_reply", slow_at("node-4", Link._take_reply))
+        await world.start("node-4")
+        await world.wait_until(lambda: any(link._goes_on for link in services(world, "node-4").exchanger.links()), 30)
+        began = trio.current_time()
+        receipt = await world.upload("node-4", "mine", b"mine")
+        assert len(receipt.json()["durable_copies"]) == 3
+        assert trio.current_time() - began < 4
+        assert vv_of(world)("node-4") != vv_of(world)("node-1")
+        monkeypatch.undo()
+        await converged(world, limit_s=400)
+
+    in_world(scenario, peers=4, copies=3)
+
+
+@pytest.mark.usefixtures("little_at_a_time")
+def test_everybody_knows_soon_that_a_peer_has_caught_up_whomever_it_caught_up_from() -> None:
+    async def scenario(world: World) -> None:
+        await world.crash("node-4")
+        await trio.sleep(10)
+        for number in range(FILES):
+            await put(world, "node-1", f"k{number}", b"x")
+        await world.start("node-4")
+        await world.wait_until(lambda: vv_of(world)("node-4") == vv_of(world)("node-1"), 60)
+        # As if it had not told the others.
+        for name in ("node-2", "node-3"):
+            services(world, name).exchanger.link(NodeId("node-4")).known_vv = {}
+        await put(world, "node-1", "news", b"x")
+        await world.wait_until(
+            lambda: not any(far_behind(world, name) for name in ("node-2", "node-3")), 2 * LEFT_ALONE_S
+        )
+
+    in_world(scenario, peers=4, copies=3, heal_interval_s=1000.0)
+
+
+def far_behind(world: World, name: str) -> bool:
+    """Whether a peer believes node-4 to be."""
+    return services(world, name).exchanger.link(NodeId("node-4")).is_far_behind()
 
 
 def slow_at(name: str, method: Any) -> Any:
