@@ -722,8 +722,8 @@ MUTANTS = (
         "deficits-end-with-their-transaction",
         "The queue does not say who lacks a new file.",
         "peer/store/catalog.py",
-        "            self._write_deficits(put_row, items)\n        self._deficits.clear()",
-        "            assert put_row or items\n        self._deficits.clear()",
+        "            self._write_deficits((item, put_row, target) for item, target in items.items())\n",
+        "            assert put_row or items\n",
         ("tests/peer/upkeep/test_repair.py",),
     ),
     Mutant(
