@@ -207,8 +207,8 @@ _HELD_BY = (
 )
 @click.option("--nodes", type=click.IntRange(1, 200), default=3, show_default=True, help="Peers of the cluster.")
 @click.option("--copies", type=click.IntRange(1, 100), default=3, show_default=True, help="Of each file.")
-@click.option("--base-port", type=int, help="The first peer's port, as of minidfs cluster.")
-@click.option("--facade-port", type=int, help="As of minidfs cluster.")
+@click.option("--base-port", type=int, help="The first peer's port; as minidfs cluster has it by default.")
+@click.option("--facade-port", type=int, help="The naming service's port; as minidfs cluster has it by default.")
 def fill_command(
     folder: Path, files: int, size: int, nodes: int, copies: int, base_port: int | None, facade_port: int | None
 ) -> None:

@@ -298,10 +298,23 @@ def _timed(took_ms: list[float]) -> Iterator[None]:
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--files", "sizes", type=click.IntRange(100, 100_000_000), multiple=True, default=(10_000, 100_000))
+@click.option(
+    "--files",
+    "sizes",
+    type=click.IntRange(100, 100_000_000),
+    multiple=True,
+    default=(10_000, 100_000),
+    show_default=True,
+    help="How many; may be given several times.",
+)
 @click.option("--limit", "limit_s", type=click.FloatRange(5), default=300.0, show_default=True, help="Of a phase, s.")
 @click.option("--missed", type=click.IntRange(1), default=10_000, show_default=True, help="Files, of the one away.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="All figures, as JSON.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all figures there as JSON; by default nowhere.",
+)
 def growth(folder: Path, sizes: tuple[int, ...], limit_s: float, missed: int, json_path: Path | None) -> None:
     """Fill clusters with more and more files, and measure what each does.
 
