@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +29,6 @@ from sim.fill import Filling, fill
 NODES = 3
 SIZE = 4096
 CLIENTS = 4
-CALM_S = 15.0
 TIMEOUT_S = 60.0
 ANSWER_BYTES_MAX = 1 << 26
 LOOK_S = 0.5
@@ -215,13 +214,13 @@ def _line_of(phase: Phase) -> str:
     )
 
 
-async def _measure(data: Path, files: int, limit_s: float, missed: int, tell: Callable[[str], None]) -> Grown:
+async def _measure(
+    data: Path, files: int, limit_s: float, calm_s: float, missed: int, tell: Callable[[str], None]
+) -> Grown:
     known = settle_layout(data, None, None, None)
     layout = settle_layout(data, NODES + 1, None, None, grow=True)
     async with open_cluster(data, nodes=NODES + 1, grow=True) as cluster:
-        ready_s = 0.0
-        for node_id in known.node_ids:
-            ready_s = max(ready_s, await _start(cluster, layout, node_id))
+        ready_s = await _start_all(cluster, layout, known.node_ids)
         clients = _Clients(layout.address_of("node-1"))
         watch = _Watch(cluster, layout, clients, tell)
         await trio.sleep(3)
@@ -235,10 +234,10 @@ async def _measure(data: Path, files: int, limit_s: float, missed: int, tell: Ca
         async with trio.open_nursery() as nursery:
             for _ in range(CLIENTS):
                 nursery.start_soon(clients.upload)
-            grown.phases.append(await watch.phase("calm", None, CALM_S))
+            grown.phases.append(await watch.phase("calm", None, calm_s))
             joins = _act(cluster, layout, "node-4")
             grown.phases.append(await watch.phase("a peer joins", joins, limit_s, "node-4"))
-            grown.phases.append(await watch.phase("calm, with it", None, CALM_S))
+            grown.phases.append(await watch.phase("calm, with it", None, calm_s))
             await cluster.stop("node-2")
             grown.phases.append(await watch.phase(f"one is away for {missed} files", None, _time_for(grown, missed)))
             back = _act(cluster, layout, "node-2")
@@ -272,6 +271,19 @@ async def _start(cluster: LocalCluster, layout: Layout, node_id: str) -> float:
             if answer.is_success:
                 return time.monotonic() - began
             await trio.sleep(0.02)
+
+
+async def _start_all(cluster: LocalCluster, layout: Layout, node_ids: Iterable[str]) -> float:
+    """Start peers at once; returns the seconds until the last one was ready."""
+    took: list[float] = []
+
+    async def start(node_id: str) -> None:
+        took.append(await _start(cluster, layout, node_id))
+
+    async with trio.open_nursery() as nursery:
+        for node_id in node_ids:
+            nursery.start_soon(start, node_id)
+    return max(took)
 
 
 async def _look(watch: _Watch) -> tuple[float, float]:
@@ -308,6 +320,7 @@ def _timed(took_ms: list[float]) -> Iterator[None]:
     help="How many; may be given several times.",
 )
 @click.option("--limit", "limit_s", type=click.FloatRange(5), default=300.0, show_default=True, help="Of a phase, s.")
+@click.option("--calm", "calm_s", type=click.FloatRange(0.5), default=15.0, show_default=True, help="Of a calm one, s.")
 @click.option("--missed", type=click.IntRange(1), default=10_000, show_default=True, help="Files, of the one away.")
 @click.option(
     "--json",
@@ -315,7 +328,9 @@ def _timed(took_ms: list[float]) -> Iterator[None]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write all figures there as JSON; by default nowhere.",
 )
-def growth(folder: Path, sizes: tuple[int, ...], limit_s: float, missed: int, json_path: Path | None) -> None:
+def growth(
+    folder: Path, sizes: tuple[int, ...], limit_s: float, calm_s: float, missed: int, json_path: Path | None
+) -> None:
     """Fill clusters with more and more files, and measure what each does.
 
     Uploads go on all the time while a peer joins, while one is away and comes back, and while one has lost its disk.
@@ -337,7 +352,7 @@ def growth(folder: Path, sizes: tuple[int, ...], limit_s: float, missed: int, js
         shutil.rmtree(used, ignore_errors=True)
         shutil.copytree(filled, used)
         try:
-            grown = trio.run(_measure, used.absolute(), files, limit_s, missed, _tell)
+            grown = trio.run(_measure, used.absolute(), files, limit_s, calm_s, missed, _tell)
         finally:
             shutil.rmtree(used, ignore_errors=True)
         results.append(_as_json(grown))
