@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -20,17 +21,17 @@ import trio
 from peer.cluster import Layout, LocalCluster, free_base_port, open_cluster, settle_layout
 from peer.config import Address
 from peer.node import DATABASE
-from peer.world.env import HttpAnswer, HttpRequest, RequestFailed
+from peer.world.env import HttpAnswer, RequestFailed
 from peer.world.outgoing import SystemRequests
 from sim.bench import machine
-from sim.bench.loads import BOUNDARY
+from sim.bench.generator import FORM, form_of, request_of
 from sim.fill import Filling, fill
 
 NODES = 3
 SIZE = 4096
 CLIENTS = 4
-TIMEOUT_S = 60.0
-ANSWER_BYTES_MAX = 1 << 26
+UNDER_WAY_MAX = 5 * CLIENTS
+"""Copies that are missing because uploads are bringing them, and files one peer has not heard of yet."""
 LOOK_S = 0.5
 READS = 400
 LISTS = 20
@@ -66,7 +67,7 @@ class Phase:
     took_s: float | None
     """From its beginning until no copy was missing any more; None where it did not get there."""
     stall_ms: float
-    """The longest delay of a peer's event loop."""
+    """The longest delay of a peer's event loop; as the next, of the minute before a look, so of what was before it too."""
     hold_ms: float
     """The longest transaction of a peer."""
     memory_mib: float | None
@@ -103,20 +104,16 @@ class _Clients:
         while True:
             started = time.monotonic()
             try:
-                answer = await self._requests.request(self._address, self._form())
-                receipt = json.loads(answer.content)
+                answer = await self._requests.request(
+                    self._address, request_of("POST", "/files", FORM, form_of(self._chance.randbytes(SIZE)))
+                )
+                copies = len(json.loads(answer.content)["durable_copies"])
             except (RequestFailed, ValueError, KeyError):
                 self._errors += 1
                 await trio.sleep(0.1)
                 continue
             self._took_ms.append(1000 * (time.monotonic() - started))
-            self._short += len(receipt["durable_copies"]) < NODES
-
-    def _form(self) -> HttpRequest:
-        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a.bin"\r\n\r\n'
-        body = b"".join((head.encode(), self._chance.randbytes(SIZE), f"\r\n--{BOUNDARY}--\r\n".encode()))
-        headers = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
-        return _request("POST", "/files", headers, body)
+            self._short += copies < NODES
 
     def take(self) -> Uploads:
         """What they saw since this was asked last."""
@@ -124,18 +121,6 @@ class _Clients:
         found = Uploads(now - self._began, tuple(sorted(self._took_ms)), self._short, self._errors)
         self._took_ms, self._short, self._errors, self._began = [], 0, 0, now
         return found
-
-
-def _request(method: str, target: str, headers: tuple[tuple[str, str], ...] = (), body: bytes = b"") -> HttpRequest:
-    return HttpRequest(
-        method=method,
-        target=target,
-        headers=headers,
-        body=body,
-        connect_timeout_s=TIMEOUT_S,
-        silence_timeout_s=TIMEOUT_S,
-        answer_bytes_max=ANSWER_BYTES_MAX,
-    )
 
 
 class _Watch:
@@ -150,7 +135,7 @@ class _Watch:
 
     async def ask(self, node_id: str, target: str) -> HttpAnswer:
         """Ask a peer. Raises RequestFailed."""
-        return await self._requests.request(self._layout.address_of(node_id), _request("GET", target))
+        return await self._requests.request(self._layout.address_of(node_id), request_of("GET", target))
 
     async def gauges(self, node_id: str) -> dict[str, float]:
         """What a peer says of itself; nothing while it does not answer."""
@@ -167,8 +152,6 @@ class _Watch:
         self, name: str, act: Callable[[], Awaitable[None]] | None, limit_s: float, node_id: str | None = None
     ) -> Phase:
         """Let something happen, and wait until `node_id` lacks nothing more; without one, for so long."""
-        # What peers remember as their longest is of the last minute at most.
-        await trio.sleep(0 if act is None else 1)
         self._clients.take()
         began = time.monotonic()
         stall = hold = memory = 0.0
@@ -189,6 +172,14 @@ class _Watch:
         self._tell(_line_of(found))
         return found
 
+    async def until_verified(self, node_ids: Iterable[str]) -> None:
+        """Wait until peers have looked over their rows, which they do while they serve."""
+        for node_id in node_ids:
+            while True:
+                if (await self.gauges(node_id)).get("minidfs_verified"):
+                    break
+                await trio.sleep(LOOK_S)
+
     def _running(self) -> Iterator[str]:
         return (status.node_id for status in self._cluster.status() if status.pid is not None)
 
@@ -199,8 +190,9 @@ class _Watch:
     def _is_whole(self, node_id: str, seen: dict[str, dict[str, float]]) -> bool:
         """Whether a peer knows as many files as the first one, within what is uploaded meanwhile, and lacks none."""
         mine, first = seen.get(node_id, {}), seen["node-1"]
-        is_known = mine.get("minidfs_files", 0.0) >= first.get("minidfs_files", 0.0) - 100
-        return is_known and mine.get("minidfs_missing_copies", 1e9) < 100 and first["minidfs_missing_copies"] < 100
+        is_known = mine.get("minidfs_files", 0.0) >= first.get("minidfs_files", 0.0) - UNDER_WAY_MAX
+        missing = max(one.get("minidfs_missing_copies", math.inf) for one in (mine, first))
+        return is_known and missing <= UNDER_WAY_MAX
 
 
 def _line_of(phase: Phase) -> str:
@@ -223,7 +215,7 @@ async def _measure(
         ready_s = await _start_all(cluster, layout, known.node_ids)
         clients = _Clients(layout.address_of("node-1"))
         watch = _Watch(cluster, layout, clients, tell)
-        await trio.sleep(3)
+        await watch.until_verified(known.node_ids)
         size = (data / "node-1" / DATABASE).stat().st_size
         list_ms, read_ms = await _look(watch)
         grown = Grown(files, ready_s, list_ms, read_ms, size / files)

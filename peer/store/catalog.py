@@ -23,6 +23,7 @@ from peer.store.rows import (
     live_ops,
     log_hash_at,
     pack_chunks,
+    places,
     raw_log_after,
     remove_chunk_uses,
     select_held_with,
@@ -379,12 +380,12 @@ class SqliteStore:
 
     def _holders_of(self, put_rows: Sequence[int]) -> set[tuple[int, int]]:
         """Of some puts, which node holds which."""
-        query = f"SELECT put, node FROM holds JOIN origins ON origins.id = origin WHERE put IN ({_places(put_rows)})"
+        query = f"SELECT put, node FROM holds JOIN origins ON origins.id = origin WHERE put IN ({places(put_rows)})"
         return set(self.connection.execute(query, put_rows))
 
     def _queued_for(self, put_rows: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
         """Of some puts, those that nodes lack: nodes and items."""
-        query = f"SELECT put, target, id FROM queue WHERE put IN ({_places(put_rows)}) AND status = 'PENDING'"
+        query = f"SELECT put, target, id FROM queue WHERE put IN ({places(put_rows)}) AND status = 'PENDING'"
         found: dict[int, list[tuple[int, int]]] = {}
         for put_row, node, item in self.connection.execute(query, put_rows):
             found.setdefault(put_row, []).append((node, item))
@@ -577,11 +578,6 @@ class SqliteStore:
 
 
 _SOME_PUTS = "WHERE puts.id > ? ORDER BY puts.id LIMIT ?"
-
-
-def _places(values: Sequence[object]) -> str:
-    """Of a statement, the places of so many values."""
-    return ", ".join("?" * len(values))
 
 
 def _distinct(chunks: Sequence[Chunk]) -> list[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peer.store.rows import FIRST_HASH, select_puts, unpack_chunks, version_vector_of
+from peer.store.rows import FIRST_HASH, places, select_puts, unpack_chunks, version_vector_of
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.messages import ItemStatus
 from protocol.ops import Put
@@ -137,8 +137,7 @@ def _holders_of_row(connection: sqlite3.Connection, put_row: int) -> tuple[NodeI
 
 def _holders_of_rows(connection: sqlite3.Connection, put_rows: Sequence[int]) -> dict[int, tuple[NodeId, ...]]:
     """The holders of many puts, by row id, each by node id: two queries however many there are."""
-    places = ", ".join("?" * len(put_rows))
-    holds = connection.execute(f"SELECT put, origin FROM holds WHERE put IN ({places})", put_rows).fetchall()
+    holds = connection.execute(f"SELECT put, origin FROM holds WHERE put IN ({places(put_rows)})", put_rows).fetchall()
     # After the holds, for an origin may be new, and none ever goes.
     node_of = dict(connection.execute("SELECT origins.id, node_id FROM origins JOIN nodes ON nodes.id = origins.node"))
     found: dict[int, set[NodeId]] = {row: set() for row in put_rows}
@@ -257,8 +256,7 @@ def deficits_behind(
 
 def puts_of_rows(connection: sqlite3.Connection, rows: Sequence[int]) -> list[Put]:
     """The live puts in these rows, the oldest first."""
-    places = ", ".join("?" * len(rows))
-    return [put for _, put in select_puts(connection, f"WHERE puts.id IN ({places}) ORDER BY puts.id", *rows)]
+    return [put for _, put in select_puts(connection, f"WHERE puts.id IN ({places(rows)}) ORDER BY puts.id", *rows)]
 
 
 def is_lacking(connection: sqlite3.Connection, item: int) -> bool:

@@ -22,6 +22,11 @@ LOG_PAGE_ROWS = 100
 """As many as fit a message: nearly always that is what is asked for."""
 
 
+def places(values: Sequence[object]) -> str:
+    """Of a statement, the places of so many values."""
+    return ", ".join("?" * len(values))
+
+
 class ChunkRow(NamedTuple):
     """Where a chunk is: in the database, or in the file of this serial. Two that are equal are the same bytes."""
 
@@ -63,6 +68,10 @@ PREFIX_BYTES = 8
 
 CHUNK_PREFIX = f"substr(chunks, 4, {PREFIX_BYTES})"
 """The first bytes of the hash of a file's first chunk, of a file that is one chunk; see `FIRST_HASH`."""
+
+
+ONE_CHUNK_BYTES_MAX = 44
+"""Of `puts.chunks` of a file that is one chunk: two heads, the hash and a size."""
 
 
 def add_chunk_uses(connection: sqlite3.Connection, put_row: int, chunks: Sequence[Chunk]) -> None:

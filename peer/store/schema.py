@@ -14,7 +14,7 @@ from contextlib import suppress
 import sqlite_utils
 from sqlite_utils import Migrations
 
-from peer.store.rows import CHUNK_PREFIX, UNREADABLE, add_chunk_uses, unpack_chunks
+from peer.store.rows import CHUNK_PREFIX, ONE_CHUNK_BYTES_MAX, UNREADABLE, add_chunk_uses, unpack_chunks
 from peer.world.env import StartError
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
@@ -72,7 +72,8 @@ def m006_chunk_uses(db: sqlite_utils.Database) -> None:
     """Which files have a chunk, without looking through all of them."""
     for statement in _CHUNK_USES:
         db.execute(statement)
-    for row_id, packed in db.execute("SELECT id, chunks FROM puts WHERE chunks IS NOT NULL").fetchall():
+    several = db.execute("SELECT id, chunks FROM puts WHERE length(chunks) > ?", [ONE_CHUNK_BYTES_MAX])
+    for row_id, packed in several.fetchall():
         # What a damaged row had is fetched again with the row.
         with suppress(*UNREADABLE):
             add_chunk_uses(db.conn, row_id, unpack_chunks(packed) or ())

@@ -31,6 +31,30 @@ _HEAD = (
 _TAIL = f"\r\n--{BOUNDARY}--\r\n".encode("ascii")
 
 
+Fields = tuple[tuple[str, str], ...]
+
+FORM: Fields = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
+"""The header fields of a form."""
+
+
+def form_of(content: bytes) -> bytes:
+    """A form with one file."""
+    return b"".join((_HEAD, content, _TAIL))
+
+
+def request_of(method: str, target: str, headers: Fields = (), body: bytes = b"") -> HttpRequest:
+    """A request that may take as long as a system under load does."""
+    return HttpRequest(
+        method=method,
+        target=target,
+        headers=headers,
+        body=body,
+        connect_timeout_s=TIMEOUT_S,
+        silence_timeout_s=TIMEOUT_S,
+        answer_bytes_max=ANSWER_BYTES_MAX,
+    )
+
+
 @dataclass
 class _Load:
     """A load that runs, and what has come of it."""
@@ -68,12 +92,12 @@ class _Load:
 
     def _request(self, name: str, base: bytes) -> HttpRequest:
         content = (name.encode("ascii") + base)[: self.workload.size]
-        headers: tuple[tuple[str, str], ...] = ()
+        headers: Fields = ()
         body = b""
         if self.workload.kind == "put":
             method, target = "POST", self.place.put_path.replace("{name}", name)
-            headers = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
-            body = b"".join((_HEAD, content, _TAIL))
+            headers = FORM
+            body = form_of(content)
         elif self.workload.kind == "list":
             method, target, headers = "GET", self.place.list_path, (("accept", "application/json"),)
         elif self.workload.kind == "mixed":
@@ -81,15 +105,7 @@ class _Load:
             body = content if method == "PUT" else b""
         else:
             method, target = "GET", random.choice(self.paths)
-        return HttpRequest(
-            method=method,
-            target=target,
-            headers=headers,
-            body=body,
-            connect_timeout_s=TIMEOUT_S,
-            silence_timeout_s=TIMEOUT_S,
-            answer_bytes_max=ANSWER_BYTES_MAX,
-        )
+        return request_of(method, target, headers, body)
 
     def _mixed(self, name: str) -> tuple[str, str]:
         """See `Workload.kind`; a file is deleted long after it was written, and others are read."""
