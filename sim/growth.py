@@ -67,7 +67,7 @@ class Phase:
     took_s: float | None
     """From its beginning until no copy was missing any more; None where it did not get there."""
     stall_ms: float
-    """The longest delay of a peer's event loop; as the next, of the minute before a look, so of what was before it too."""
+    """The longest delay of a peer's event loop; as the next, of the minute before a look, so of what was before too."""
     hold_ms: float
     """The longest transaction of a peer."""
     memory_mib: float | None
