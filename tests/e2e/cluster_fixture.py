@@ -38,6 +38,7 @@ from peer.cluster import (
 )
 
 POLL_S = 0.05
+LOGGED_WITHIN_S = 10
 CURL_TIMEOUT_S = 60
 BLOCK_BYTES = 1024 * 1024
 
@@ -123,6 +124,14 @@ class Peers:
 
     def log_of(self, node_id: str) -> str:
         return (self.folder(node_id) / "peer.log").read_text(errors="replace")
+
+    async def wait_logged(self, node_id: str, line: str) -> None:
+        """Until a peer's log has a line: others see what was done a moment before it is logged."""
+
+        async def is_logged() -> bool:
+            return line in self.log_of(node_id)
+
+        await wait_until(is_logged, LOGGED_WITHIN_S, f"{node_id} logs {line!r}")
 
     def pid(self, node_id: str) -> int:
         (pid,) = [peer.pid for peer in self.local.status() if peer.node_id == node_id]

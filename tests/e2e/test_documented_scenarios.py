@@ -65,7 +65,7 @@ async def test_the_five_documented_scenarios(tmp_path: Path) -> None:
             return seen == {node_id: [("node-2", "COMPLETED")] for node_id in peers.node_ids}
 
         await wait_until(is_back, BACK_WITHIN_S, "every peer's queue says COMPLETED")
-        assert f"Auto-recovered {file_id} to node-2" in peers.log_of("node-2")
+        await peers.wait_logged("node-2", f"Auto-recovered {file_id} to node-2")
         assert await peers.content("node-2", file_id) == (200, b"hello again\n")
 
         # 4. Manual.
@@ -105,7 +105,7 @@ async def test_a_killed_peer_gets_what_it_missed_within_thirty_seconds(tmp_path:
 
         await wait_until(has_all, BACK_WITHIN_S, "node-2 has what it missed")
         for file_id in missed:
-            assert f"Auto-recovered {file_id} to node-2" in peers.log_of("node-2")
+            await peers.wait_logged("node-2", f"Auto-recovered {file_id} to node-2")
 
 
 @within(60)
