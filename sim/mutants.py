@@ -1352,6 +1352,22 @@ MUTANTS = (
         (REMOTE,),
     ),
     Mutant(
+        "overwritten-file-counts-twice",
+        "Of a file of two versions the number of files loses one with each that goes.",
+        "peer/store/catalog.py",
+        "        elif was_shown:\n            self._files -= 1",
+        "        if was_shown:\n            self._files -= 1",
+        (f"{HISTORIES}[sqlite]",),
+    ),
+    Mutant(
+        "wrong-number-of-files-stays",
+        "Nobody looks whether the number of files that is kept is theirs.",
+        "peer/upkeep/verification.py",
+        "return count_files(connection) != count_shown(connection)",
+        "return False",
+        (f"{VERIFICATION}::test_a_number_of_files_that_is_not_theirs_is_counted_anew",),
+    ),
+    Mutant(
         "check-believes-file-names",
         "The check of a data folder takes a chunk for good because its file is there.",
         "peer/store/check.py",

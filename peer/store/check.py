@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from peer.store.catalog import SqliteStore
 from peer.store.chunk_files import CHUNKS, RECEIVING
-from peer.store.rows import chunk_file_name, select_puts, unreadable_rows
+from peer.store.rows import chunk_file_name, count_files, count_shown, select_puts, unreadable_rows
 from peer.store.schema import SCHEMA_VERSION
 from peer.world.env import Disk, FileMissing, StartError, StoreError
 from protocol import catalog
@@ -26,6 +26,7 @@ REPLACE = (
     "keep a copy of the folder, then start the peer with an empty one and --join: it fetches everything from the others"
 )
 HEALS = "nothing while others have the file: the peer notices when it reads it, and fetches it again"
+COUNTS = "start the peer: it counts them anew"
 TAKES_OVER = "start the peer: it notices, and takes over another peer's catalog"
 
 Advance = Callable[[int], None]
@@ -103,7 +104,9 @@ def _check_database(connection: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _check_catalog(connection: sqlite3.Connection, report: Report) -> Iterator[Finding]:
-    (report.files,) = connection.execute("SELECT count(*) FROM puts WHERE shown").fetchone()
+    report.files = count_shown(connection)
+    if count_files(connection) != report.files:
+        yield Finding(f"the catalog counts {count_files(connection)} files and shows {report.files}", COUNTS)
     puts, holds = unreadable_rows(connection)
     if puts or holds:
         yield Finding(f"{len(puts) + len(holds)} rows of the catalog cannot be read", TAKES_OVER)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peer.store.rows import FIRST_HASH, places, select_puts, unpack_chunks, version_vector_of
+from peer.store.rows import FIRST_HASH, count_files, places, select_puts, unpack_chunks, version_vector_of
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.messages import ItemStatus
 from protocol.ops import Put
@@ -165,6 +165,10 @@ def files_page(connection: sqlite3.Connection, limit: int, after: PageEnd | None
         condition += " AND (puts.uploaded_at_ms, puts.file_key) < (?, ?)"
         values += [after.uploaded_at_ms, after.file_key]
     name_condition, name_values = _has_prefix(name_prefix)
+    total = count_files(connection)
+    if name_prefix:
+        counted = connection.execute(f"SELECT count(*) FROM puts WHERE shown{name_condition}", name_values)
+        (total,) = counted.fetchone()
     # No joins and no chunks: of a list of a thousand files these were most of the work.
     found = connection.execute(
         "SELECT id, file_key, filename, size_bytes, sha256, content_type, uploaded_at_ms FROM puts"
@@ -172,7 +176,6 @@ def files_page(connection: sqlite3.Connection, limit: int, after: PageEnd | None
         (*values, *name_values, limit + 1),
     ).fetchall()
     page = found[:limit]
-    (total,) = connection.execute(f"SELECT count(*) FROM puts WHERE shown{name_condition}", name_values).fetchone()
     holders = _holders_of_rows(connection, [row[0] for row in page])
     files = tuple((ListedFile._make(row[1:]), holders[row[0]]) for row in page)
     last = files[-1][0] if len(found) > limit else None
@@ -273,7 +276,6 @@ def vv_and_sum(connection: sqlite3.Connection) -> tuple[VersionVector, int]:
 
 def totals(connection: sqlite3.Connection, me: NodeId) -> Totals:
     """See Totals; answered from indexes alone."""
-    (files,) = connection.execute("SELECT count(*) FROM puts WHERE shown").fetchone()
     (copies,) = connection.execute(
         "SELECT count(*) FROM holds WHERE origin IN"
         " (SELECT origins.id FROM origins JOIN nodes ON nodes.id = origins.node WHERE nodes.node_id = ?)",
@@ -283,4 +285,4 @@ def totals(connection: sqlite3.Connection, me: NodeId) -> Totals:
         "SELECT nodes.node_id, (SELECT count(*) FROM queue WHERE target = nodes.id AND status = 'PENDING')"
         " FROM nodes ORDER BY nodes.node_id"
     )
-    return Totals(files, copies, {NodeId(node_id): count for node_id, count in missing})
+    return Totals(count_files(connection), copies, {NodeId(node_id): count for node_id, count in missing})

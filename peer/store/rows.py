@@ -22,6 +22,23 @@ LOG_PAGE_ROWS = 100
 """As many as fit a message: nearly always that is what is asked for."""
 
 
+FILES = "files"
+"""The key in `meta` of how many files are shown."""
+
+
+def count_files(connection: sqlite3.Connection) -> int:
+    """How many files are shown, in no time; see `count_shown`."""
+    query = "SELECT value FROM meta WHERE key = ? AND typeof(value) = 'integer'"
+    kept: tuple[int] | None = connection.execute(query, (FILES,)).fetchone()
+    return count_shown(connection) if kept is None else kept[0]
+
+
+def count_shown(connection: sqlite3.Connection) -> int:
+    """How many files are shown, counted one by one in their index."""
+    (counted,) = connection.execute("SELECT count(*) FROM puts WHERE shown").fetchone()
+    return int(counted)
+
+
 def places(values: Sequence[object]) -> str:
     """Of a statement, the places of so many values."""
     return ", ".join("?" * len(values))

@@ -14,12 +14,12 @@ from contextlib import suppress
 import sqlite_utils
 from sqlite_utils import Migrations
 
-from peer.store.rows import CHUNK_PREFIX, ONE_CHUNK_BYTES_MAX, UNREADABLE, add_chunk_uses, unpack_chunks
+from peer.store.rows import CHUNK_PREFIX, FILES, ONE_CHUNK_BYTES_MAX, UNREADABLE, add_chunk_uses, unpack_chunks
 from peer.world.env import StartError
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -77,6 +77,12 @@ def m006_chunk_uses(db: sqlite_utils.Database) -> None:
         # What a damaged row had is fetched again with the row.
         with suppress(*UNREADABLE):
             add_chunk_uses(db.conn, row_id, unpack_chunks(packed) or ())
+
+
+@migrations()
+def m007_files(db: sqlite_utils.Database) -> None:
+    """How many files there are, without counting them."""
+    db.execute(f"REPLACE INTO meta SELECT '{FILES}', count(*) FROM puts WHERE shown")
 
 
 def migrate(db: sqlite_utils.Database) -> None:

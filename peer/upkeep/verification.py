@@ -19,7 +19,7 @@ from peer.store.database import translated_errors
 from peer.store.errors import CatalogDamaged
 from peer.store.holding import Holding
 from peer.store.lookups import vv_and_sum
-from peer.store.rows import PAGE_ROWS, UNREADABLE, live_ops
+from peer.store.rows import PAGE_ROWS, UNREADABLE, count_files, count_shown, live_ops
 from peer.world.env import Env, StoreError, Work
 from protocol.catalog import SUM_MODULUS
 from protocol.codec import digest_of
@@ -54,6 +54,8 @@ class Verification:
         if not await self._give_their_sum():
             # What others did meanwhile is in the sum as in the rows: the difference stays.
             here.is_damaged = await here.database.write(here.set_damage_apart) or here.is_damaged
+        elif await here.database.read(_is_miscounted):
+            await here.database.write(here.database.store.count_files_anew)
         here.verified.set()
         if here.is_damaged:
             for node_id in self._others.membership.reachable():
@@ -86,6 +88,11 @@ def _sum_of_some(ops: Iterator[LiveOp]) -> int | None:
     with translated_errors():
         digests = [digest_of(op) for op in islice(ops, PAGE_ROWS)]
     return sum(digests) if digests else None
+
+
+def _is_miscounted(connection: sqlite3.Connection) -> bool:
+    """Whether there are other than as many files as was kept; one that changes meanwhile is counted twice in vain."""
+    return count_files(connection) != count_shown(connection)
 
 
 def _sum_of(pinned: sqlite3.Connection) -> int:

@@ -65,6 +65,10 @@ def change_a_name(folder: Path) -> None:
     sql(folder, "UPDATE puts SET filename = 'other' WHERE shown")
 
 
+def count_one_more(folder: Path) -> None:
+    sql(folder, "UPDATE meta SET value = value + 1 WHERE key = 'files'")
+
+
 def damage_a_row(folder: Path) -> None:
     sql(folder, "UPDATE puts SET sha256 = x'00' WHERE shown")
 
@@ -103,6 +107,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (lose_the_row_of_a_chunk, "of its chunks have no row"),
     (lose_a_hold, "do not give its sum"),
     (change_a_name, "do not give its sum"),
+    (count_one_more, "files and shows"),
     (damage_a_row, "cannot be read"),
     (lose_an_op, "lacks op 1"),
     (lose_the_last_op, "ends before op"),

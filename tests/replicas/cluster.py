@@ -636,6 +636,7 @@ class Cluster:
         if not self.unclear:
             self._watch_state(peer)
         assert sum_of_rows(store) == store.state_sum(), f"{peer.me} has rows that do not give its sum"
+        self.kind.check(store)
 
     def _watch_state(self, peer: Peer) -> None:
         live = list(peer.store.live())

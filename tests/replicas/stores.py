@@ -11,6 +11,7 @@ from typing import Any
 import sqlite_utils
 
 from peer.store.catalog import SqliteStore
+from peer.store.rows import count_files, count_shown
 from peer.store.schema import migrate
 from protocol.store import MemoryStore
 
@@ -25,6 +26,8 @@ class StoreKind:
     cases_share: float = 1.0
     """Of the cases a profile asks for, how many to run: a store on a disk is slower than one in memory."""
     close: Callable[[Any], None] = lambda _: None
+    check: Callable[[Any], None] = lambda _: None
+    """That what the store keeps beside its ops is what they give."""
 
     def cases(self, of_memory: int) -> int:
         """How many cases to try where the store in memory tries `of_memory`."""
@@ -46,6 +49,13 @@ def copy_sqlite_store(store: SqliteStore) -> SqliteStore:
     return SqliteStore(connection)
 
 
+def check_sqlite_store(store: SqliteStore) -> None:
+    """The kept number of files is that of different keys."""
+    store.flush()
+    (keys,) = store.connection.execute("SELECT count(DISTINCT file_key) FROM puts").fetchone()
+    assert count_files(store.connection) == count_shown(store.connection) == keys
+
+
 def _sqlite_connection(*, with_tables: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("PRAGMA foreign_keys = ON")
@@ -56,5 +66,12 @@ def _sqlite_connection(*, with_tables: bool) -> sqlite3.Connection:
 
 STORES = (
     StoreKind("memory", MemoryStore, deepcopy),
-    StoreKind("sqlite", new_sqlite_store, copy_sqlite_store, 0.03, lambda store: store.connection.close()),
+    StoreKind(
+        "sqlite",
+        new_sqlite_store,
+        copy_sqlite_store,
+        0.03,
+        lambda store: store.connection.close(),
+        check_sqlite_store,
+    ),
 )

@@ -21,7 +21,7 @@ import trio.lowlevel
 
 from peer.store.catalog import no_targets
 from peer.store.database import Database, meta_value, set_meta_value
-from peer.store.rows import pack_chunks
+from peer.store.rows import count_files, pack_chunks
 from peer.store.schema import SCHEMA_VERSION, migrate, migrations
 from peer.world.disk import SystemDatabaseFile
 from peer.world.env import DatabaseFile, NoSpace, StartError, StoreError, Work
@@ -381,6 +381,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
         await trio.lowlevel.checkpoint()
         found = database.store.connection.execute("SELECT seq, shown, held, kept, registered FROM puts ORDER BY seq")
         assert found.fetchall() == [(1, 1, 1, 1, 0), (2, 0, 0, 0, 0)]
+        assert count_files(database.store.connection) == 1
 
     run(tmp_path, body)
 

@@ -120,3 +120,19 @@ def test_rows_that_are_well_are_found_well_while_files_come_and_go(monkeypatch: 
         assert found == [True]
 
     in_world(scenario, peers=1)
+
+
+@pytest.mark.parametrize("kept", ["value + 1", "'two'", "NULL"])
+def test_a_number_of_files_that_is_not_theirs_is_counted_anew(kept: str) -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"x")
+        await put(world, "node-1", "n", b"x")
+        await world.crash("node-1")
+        rows(world, "node-1", f"UPDATE meta SET value = {kept} WHERE key = 'files'")
+        await world.start("node-1")
+        await here(world, "node-1").verified.wait()
+        assert (await world.request("node-1", "GET", "/files")).json()["total"] == 2
+        await put(world, "node-1", "third", b"x")
+        assert (await world.request("node-1", "GET", "/files")).json()["total"] == 3
+
+    in_world(scenario, peers=1)
