@@ -36,6 +36,7 @@ from peer.store.members import load_members, load_ranks, save_members
 from peer.store.space import Space
 from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
+from peer.upkeep.inventory import Inventory
 from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import DeficitWatch, Repair
@@ -191,6 +192,7 @@ class Node:
         nursery.start_soon(keep, "gossip", services.gossip.run)
         nursery.start_soon(keep, "whole states", services.whole_states.run)
         nursery.start_soon(keep, "verification", services.verification.run)
+        nursery.start_soon(keep, "inventory", services.inventory.run)
         for worker in services.workers:
             nursery.start_soon(keep, worker.name, worker.run)
         await services.gossip.keep_members()
@@ -221,7 +223,7 @@ class Node:
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
         membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
         placement.follow(membership.members())
-        await self._take_stock(here)
+        await chunks.open()
         return here, Peers(
             me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id, me.node_id), self._pace
         )
@@ -237,16 +239,6 @@ class Node:
         me = Member(NodeId(self.config.node_id), str(self.advertised), max(lives, default=0) + 1)
         save_members(store, (me,))
         return me, members
-
-    async def _take_stock(self, here: Holding) -> None:
-        """Look over the chunk files, and see to those that are not where their rows say."""
-        stock = await here.chunks.open()
-        store = here.database.store
-        for chunk_hash, row, serial in stock.found_again:
-            await here.database.write(partial(store.set_chunk, chunk_hash, row._replace(serial=serial)))
-            await here.read_chunk(chunk_hash, here.chunks.verify)
-        for chunk_hash, row in stock.vanished:
-            await here.lose_chunk(chunk_hash, row)
 
     def _wire(self, here: Holding, others: Peers, datagrams: Datagrams) -> Services:
         env, config = self.env, self.config
@@ -280,6 +272,7 @@ class Node:
             queue=Queue(here, others, repair),
             anti_entropy=anti_entropy,
             verification=Verification(env, here, others, exchanger),
+            inventory=Inventory(env, here),
             loop_lag=loop_lag,
             keeper=self.keeper,
             workers=(exchanger, forks, *maintenance, loop_lag),

@@ -173,10 +173,11 @@ class _Watch:
         return found
 
     async def until_verified(self, node_ids: Iterable[str]) -> None:
-        """Wait until peers have looked over their rows, which they do while they serve."""
+        """Wait until peers have looked over their rows and chunk files, which they do while they serve."""
         for node_id in node_ids:
             while True:
-                if (await self.gauges(node_id)).get("minidfs_verified"):
+                seen = await self.gauges(node_id)
+                if seen.get("minidfs_verified") and seen.get("minidfs_inventoried"):
                     break
                 await trio.sleep(LOOK_S)
 

@@ -26,6 +26,7 @@ HOLDING = "tests/peer/store/test_holding.py"
 REGISTERING = "tests/peer/files/test_registering.py"
 TAIL = "tests/peer/store/test_tail.py"
 CHUNKS = "tests/peer/store/test_chunks.py"
+WRITTEN_MEANWHILE = f"{CHUNKS}::test_what_is_written_while_folders_are_looked_through_stays"
 SPACE = "tests/peer/store/test_space.py"
 DATABASE = "tests/peer/store/test_database.py"
 ENV = "tests/peer/world/test_env.py"
@@ -777,10 +778,34 @@ MUTANTS = (
     Mutant(
         "other-file-of-the-hash-removed",
         "A start removes a nameless file that is all there is of a chunk.",
-        "peer/store/chunks.py",
-        "            if others:\n",
-        "            if not others:\n",
+        "peer/upkeep/inventory.py",
+        "        if not serials:\n",
+        "        if serials:\n",
         (HOLDING + "::test_a_file_of_the_same_hash_stands_in_for_one_that_its_row_names_and_is_not_there",),
+    ),
+    Mutant(
+        "inventory-removes-what-is-written",
+        "A file that waits for its commit is taken for one that a crash left.",
+        "peer/upkeep/inventory.py",
+        "elif not self._here.chunks.files.is_of_this_life(int(known[2])):",
+        "else:",
+        (WRITTEN_MEANWHILE,),
+    ),
+    Mutant(
+        "inventory-misses-what-was-written",
+        "A chunk that came behind the listing of its folder is taken for one whose file has gone.",
+        "peer/upkeep/inventory.py",
+        "elif row.serial is None or not self._here.chunks.files.is_of_this_life(row.serial):",
+        "else:",
+        (WRITTEN_MEANWHILE,),
+    ),
+    Mutant(
+        "found-again-without-a-look-at-its-row",
+        "A file is taken for a chunk's whatever its row says by now.",
+        "peer/store/holding.py",
+        "        if not store.has_no_content(chunk_hash, row):",
+        "        if not row:",
+        (f"{CHUNKS}::test_a_file_found_again_is_of_no_use_once_others_have_its_place",),
     ),
     Mutant(
         "uncommitted-vector-published",
@@ -1357,7 +1382,7 @@ MUTANTS = (
         "peer/store/catalog.py",
         "        elif was_shown:\n            self._files -= 1",
         "        if was_shown:\n            self._files -= 1",
-        (f"{HISTORIES}[sqlite]",),
+        ("tests/peer/store/test_counting.py",),
     ),
     Mutant(
         "wrong-number-of-files-stays",

@@ -36,5 +36,6 @@ async def ready(request: Request) -> JSONResponse:
         return error_response(503, "draining: this peer is being stopped", RETRY_AFTER)
     if running.here.space.reason is not None:
         return error_response(503, f"read-only: {running.here.space.reason}", RETRY_AFTER)
-    node_id, is_verified = request.app.state.config.node_id, running.here.verified.is_set()
-    return JSONResponse({"status": "READY", "node_id": node_id, "verified": is_verified})
+    node_id, here = request.app.state.config.node_id, running.here
+    looked_over = {"verified": here.verified.is_set(), "inventoried": here.inventoried.is_set()}
+    return JSONResponse({"status": "READY", "node_id": node_id, **looked_over})

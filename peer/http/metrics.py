@@ -79,6 +79,8 @@ class _Peer(Collector):
         yield _gauge("minidfs_damaged", damaged, [({}, services.here.is_damaged)])
         verified = "1 once it is known whether the catalog's rows were damaged when this peer started."
         yield _gauge("minidfs_verified", verified, [({}, services.here.verified.is_set())])
+        inventoried = "1 once it is known which chunk files were missing when this peer started."
+        yield _gauge("minidfs_inventoried", inventoried, [({}, services.here.inventoried.is_set())])
         disputed = "Logs of a node that this one has otherwise, since a machine's image was resumed."
         yield _gauge("minidfs_disputed_logs", disputed, self._disputed())
         yield _counter("minidfs_forks_ended", "Logs brought in line again after that.", [({}, services.forks.ended)])

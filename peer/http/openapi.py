@@ -106,7 +106,7 @@ SCHEMAS: Json = {
         version=TEXT,
         cluster_id=_or_null(TEXT),
     ),
-    "Ready": _object(status=_one_of("READY"), node_id=NODE_ID, verified=FLAG),
+    "Ready": _object(status=_one_of("READY"), node_id=NODE_ID, verified=FLAG, inventoried=FLAG),
     "File": _object(**_FILE),
     "Files": _object(files=_list(_ref("File")), count=COUNT, total=COUNT, next=_or_null(TEXT)),
     "Versions": _object(

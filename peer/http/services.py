@@ -21,6 +21,7 @@ from peer.gossip.whole_state import WholeStates
 from peer.store.holding import Holding
 from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
+from peer.upkeep.inventory import Inventory
 from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import Repair
@@ -51,6 +52,7 @@ class Services:
     queue: Queue
     anti_entropy: AntiEntropy
     verification: Verification
+    inventory: Inventory
     loop_lag: LoopLag
     keeper: Keeper
     workers: tuple[Worker, ...]

@@ -499,6 +499,11 @@ class SqliteStore:
         """Where a chunk is, as this transaction sees it; None when this disk has none, or one that was condemned."""
         return chunk_row(self.connection, chunk_hash)
 
+    def has_no_content(self, chunk_hash: bytes, row: ChunkRow) -> bool:
+        """Whether this is the row of a chunk yet that is a file, or that was condemned and has none."""
+        query = "SELECT size, serial, content FROM chunks WHERE hash = ?"
+        return bool(self.connection.execute(query, (chunk_hash,)).fetchone() == row)
+
     def set_chunk(self, chunk_hash: bytes, row: ChunkRow) -> None:
         """Make a chunk exist, in place of one of equal bytes that was there before, good or condemned."""
         old = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (chunk_hash,)).fetchone()

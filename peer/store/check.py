@@ -51,7 +51,7 @@ class Report:
     chunks: int = 0
     chunk_bytes: int = 0
     leftovers: int = 0
-    """Files that no row names; the next start removes them."""
+    """Files that no row names; they are removed behind the next start."""
     findings: list[Finding] = field(default_factory=list)
 
 

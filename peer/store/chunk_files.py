@@ -42,6 +42,7 @@ class ChunkFiles:
         self._env = env
         self._space = space
         self._serials = env.chance("chunk serials")
+        self._drawn: set[int] | None = set()
         self._folders: set[str] = set()
         self.disk = env.disk
         self.inline_bytes_max = inline_bytes_max
@@ -66,7 +67,19 @@ class ChunkFiles:
 
     def next_serial(self) -> int:
         """A number no chunk file has had (never blocks)."""
-        return self._serials.getrandbits(53)
+        serial = self._serials.getrandbits(53)
+        if self._drawn is not None:
+            self._drawn.add(serial)
+        return serial
+
+    def is_of_this_life(self, serial: int) -> bool:
+        """Whether a number was drawn since the start; known until `forget_serials`."""
+        assert self._drawn is not None, "nobody asks any more"
+        return serial in self._drawn
+
+    def forget_serials(self) -> None:
+        """Nobody will ask any more which files were there before the start."""
+        self._drawn = None
 
     def publish(self, incoming: str, path: str) -> None:
         """Give a synced incoming file its final name, durably. Raises StoreError."""

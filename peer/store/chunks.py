@@ -2,23 +2,21 @@
 
 Small chunks live in the database, larger ones are files. A chunk just written is *fresh*: its bytes are on the disk and
 nobody knows them yet. The transaction that declares a file held adopts its fresh chunks into the table `chunks`, and
-only rows of that table make a chunk exist; whatever else lies in the folders after a crash is removed at the next
+only rows of that table make a chunk exist; whatever else lies in the folders after a crash is removed after the next
 start. A file is named `<hash>.<serial>`, a name never used twice: so a collector, a reader and a writer of equal bytes
 cannot meet. Files are removed by the collector alone, and only while it is known what was committed.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from blake3 import blake3
 
 from peer.config import Config
 from peer.store.catalog import SqliteStore
-from peer.store.chunk_files import CHUNKS, ChunkFiles, FreshChunk
+from peer.store.chunk_files import ChunkFiles, FreshChunk
 from peer.store.collector import Collector
 from peer.store.database import Database
 from peer.store.errors import ChunkCorrupt, ChunkMissing
@@ -33,20 +31,6 @@ VERIFIED_FOR_S = 600.0
 VERIFIED_REMEMBERED_MAX = 16_384
 
 READ_BYTES = 1024 * 1024
-
-PREFIXES_A_STEP = 16
-"""Of the 256 chunk folders, those that are looked through at a time."""
-
-_ABSENT = object()
-
-
-@dataclass(frozen=True, slots=True)
-class Stock:
-    """What the start found of chunks whose files are not where their rows say."""
-
-    vanished: list[tuple[bytes, ChunkRow]]
-    found_again: list[tuple[bytes, ChunkRow, int]]
-    """There is another file of the same hash, of this serial: which may be as good, and is verified when it is read."""
 
 
 class ChunkStore:
@@ -64,32 +48,9 @@ class ChunkStore:
 
     # --- start ---
 
-    async def open(self) -> Stock:
-        """Remove what a crash left behind; returns what is not where it should be. Raises StoreError."""
+    async def open(self) -> None:
+        """Have the folders, and nothing in them that was still being written. Raises StoreError."""
         await self._env.run_blocking(Work.DISK, self.files.make_folders)
-        stock = Stock([], [])
-        for first in range(0, 256, PREFIXES_A_STEP):
-            prefixes = [bytes([number]) for number in range(first, first + PREFIXES_A_STEP)]
-            rows = await self._database.read(lambda connection, prefixes=prefixes: _rows_of(connection, prefixes))  # type: ignore[misc]
-            await self._env.run_blocking(Work.DISK, self._take_stock, prefixes, rows, stock)
-        return stock
-
-    def _take_stock(self, prefixes: list[bytes], rows: dict[bytes, ChunkRow], stock: Stock) -> None:
-        """Compare some folders with their rows: nameless files go, unless one is all there is of a chunk."""
-        folders = [f"{CHUNKS}/{prefix.hex()}" for prefix in prefixes]
-        found = {f"{folder}/{name}": None for folder in folders for name, _ in self._disk.list_files(folder)}
-        for chunk_hash, row in rows.items():
-            assert row.serial is not None, "rows of files were asked for"
-            if found.pop(chunk_file_name(chunk_hash, row.serial), _ABSENT) is not _ABSENT:
-                continue
-            others = [path for path in found if path.startswith(chunk_file_name(chunk_hash, 0)[:-1])]
-            if others:
-                found.pop(others[-1])
-                stock.found_again.append((chunk_hash, row, int(others[-1].rpartition(".")[2])))
-            else:
-                stock.vanished.append((chunk_hash, row))
-        for path in found:
-            self._disk.remove(path)
 
     # --- writing ---
 
@@ -194,15 +155,6 @@ class ChunkStore:
         for path in paths:
             self._verified.pop(bytes.fromhex(path.rpartition("/")[2].partition(".")[0]), None)
         self.collector.remove_later(paths)
-
-
-def _rows_of(connection: sqlite3.Connection, prefixes: list[bytes]) -> dict[bytes, ChunkRow]:
-    """The rows, by hash, of the chunks whose files lie in the folders of these prefixes."""
-    rows = connection.execute(
-        "SELECT hash, size, serial FROM chunks WHERE serial IS NOT NULL AND hash >= ? AND hash <= ? ORDER BY hash",
-        (prefixes[0], prefixes[-1] + b"\xff" * 31),
-    )
-    return {chunk_hash: ChunkRow(size, serial, None) for chunk_hash, size, serial in rows}
 
 
 def adopt(store: SqliteStore, chunks: Iterable[FreshChunk]) -> None:

@@ -61,6 +61,8 @@ class Holding:
         """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
         self.verified = trio.Event()
         """Set once it is known whether the rows were damaged when this peer started."""
+        self.inventoried = trio.Event()
+        """Set once it is known which chunk files were there when this peer started."""
         self.pinned_for: NodeId | None = None
         """Content is kept that this peer's ops may need again, see `end_fork`."""
         self.recent = RecentContents()
@@ -255,17 +257,36 @@ class Holding:
             self.replica.drop(self.replica.my_holds_of(put.dot), self.wall_ms())
         return [put.manifest.file_key for put in broken]
 
+    def take_file(self, chunk_hash: bytes, row: ChunkRow, serial: int) -> bool:
+        """A step: a chunk's file is another one than its row said, if the row still says so; it is to be verified."""
+        store = self.database.store
+        if not store.has_no_content(chunk_hash, row):
+            return False
+        store.set_chunk(chunk_hash, row._replace(serial=serial))
+        return True
+
     # --- what turned out to be gone, or to be here ---
 
     async def lose_chunk(self, chunk_hash: bytes, row: ChunkRow) -> None:
-        """A chunk turned out missing or corrupt: the files it is part of are no longer held, so that it is fetched.
+        """A chunk turned out missing or corrupt, see `lose_chunks`. Raises StoreError."""
+        await self.lose_chunks([(chunk_hash, row)])
 
-        `row` says which bytes it was: if others have taken their place by now, nothing happens. Raises StoreError.
+    async def lose_chunks(self, lost: Sequence[tuple[bytes, ChunkRow]]) -> None:
+        """Chunks turned out missing or corrupt: files they are part of are no longer held, so that they are fetched.
+
+        The rows say which bytes they were: where others have taken their place by now, nothing happens. Raises
+        StoreError.
         """
-        keys = await self.database.write(lambda: self.condemn_chunk(chunk_hash, row))
-        if keys:
-            log.error("chunk %s is no longer good; %d files with it are no longer held", chunk_hash.hex(), len(keys))
-            self.news.tell()
+
+        def step() -> list[list[str]]:
+            return [self.condemn_chunk(chunk_hash, row) for chunk_hash, row in lost]
+
+        keys_of = await self.database.write(step)
+        for (chunk_hash, _), keys in zip(lost, keys_of, strict=True):
+            if keys:
+                name = chunk_hash.hex()
+                log.error("chunk %s is no longer good; %d files with it are no longer held", name, len(keys))
+                self.news.tell()
 
     async def doubt_hold(self, put: Dot) -> None:
         """A chunk of a put is not here: if this peer says all the same that it has the put, it takes that back.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peer.store.rows import FIRST_HASH, count_files, places, select_puts, unpack_chunks, version_vector_of
+from peer.store.rows import FIRST_HASH, ChunkRow, count_files, places, select_puts, unpack_chunks, version_vector_of
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.messages import ItemStatus
 from protocol.ops import Put
@@ -153,6 +153,15 @@ def undeclared(connection: sqlite3.Connection, me: NodeId) -> list[Put]:
         " JOIN nodes hn ON hn.id = ho.node WHERE holds.put = puts.id AND hn.node_id = ?) ORDER BY puts.id"
     )
     return [put for _, put in select_puts(connection, condition, me)]
+
+
+def chunk_files_between(connection: sqlite3.Connection, first: bytes, last: bytes) -> dict[bytes, ChunkRow]:
+    """The chunks of these hashes that have files, or were condemned and have none, by hash."""
+    rows = connection.execute(
+        "SELECT hash, size, serial FROM chunks WHERE content IS NULL AND hash BETWEEN ? AND ? ORDER BY hash",
+        (first, last),
+    )
+    return {chunk_hash: ChunkRow(size, serial, None) for chunk_hash, size, serial in rows}
 
 
 # --- lists ---

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from peer.config import Address, Config
 from peer.store.catalog import no_targets
 from peer.store.chunk_files import ChunkWriter, FreshChunk
-from peer.store.chunks import VERIFIED_FOR_S, ChunkStore, Stock, adopt
+from peer.store.chunks import VERIFIED_FOR_S, ChunkStore, adopt
 from peer.store.database import Database
 from peer.store.errors import ChunkCorrupt, ChunkMissing
+from peer.store.holding import Holding
 from peer.store.rows import ChunkRow, chunk_file_name
 from peer.store.space import Space
 from peer.store.staging import STAGED_FOR_S
+from peer.upkeep.inventory import Inventory
 from peer.world.disk import SystemDisk
 from peer.world.env import Disk, StoreError, Work
 from protocol.identity import NodeId
@@ -71,8 +73,23 @@ class Store:
         self.database = Database(self.env, "minidfs.db", no_targets)  # type: ignore[arg-type]
         trio.run(self.database.open)
         self.chunks = ChunkStore(self.env, config, self.database, Space(self.env, 0))  # type: ignore[arg-type]
-        self.stock = trio.run(self.chunks.open)
+        trio.run(self.chunks.open)
         self.replica = Replica(NodeId("node-1"), self.database.store, self.env.chance("epochs"))
+        self.here = Holding(
+            NodeId("node-1"), self.env.clock, self.database, self.replica, self.chunks, Space(self.env, 0)  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def take_inventory(self) -> None:
+        """What is done behind a start."""
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.database.run)
+                await Inventory(self.env, self.here).run()  # type: ignore[arg-type]
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
+        self.collect()
 
     def write(self, *pieces: bytes) -> FreshChunk:
         writer = ChunkWriter(self.chunks.files)
@@ -450,7 +467,8 @@ def test_a_crash_at_any_step_leaves_no_orphans_and_nothing_committed_without_its
         if finished:
             platter.crash()
         again = Store(Mount(platter), life=2)
-        assert again.stock == Stock([], []), f"crash at access {accesses}"
+        again.take_inventory()
+        assert again.query("SELECT hash FROM chunks WHERE condemned") == [], f"crash at access {accesses}"
         expected = {
             chunk_file_name(name, serial)
             for name, serial in again.query("SELECT hash, serial FROM chunks WHERE serial NOT NULL")
@@ -466,17 +484,113 @@ def test_a_crash_at_any_step_leaves_no_orphans_and_nothing_committed_without_its
     assert finished
 
 
-def test_files_that_vanished_or_came_from_nowhere_are_found_at_the_start(store: Store) -> None:
-    disk = store.env.disk
+@pytest.fixture(params=["real", "virtual"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
+    return SystemDisk(tmp_path) if request.param == "real" else Mount(Platter())
+
+
+def path_of(fresh: FreshChunk) -> str:
+    assert fresh.serial is not None
+    return chunk_file_name(fresh.hash, fresh.serial)
+
+
+def moved(fresh: FreshChunk) -> str:
+    """Another name that a chunk of the same bytes may have."""
+    assert fresh.serial is not None
+    return chunk_file_name(fresh.hash, fresh.serial + 1)
+
+
+def restarted(store: Store) -> Store:
+    trio.run(store.database.close)
+    return Store(store.env.disk, life=2)
+
+
+def test_files_that_vanished_or_came_from_nowhere_are_found_behind_the_start(disk: Disk) -> None:
+    store = Store(disk)
     kept, lost = store.write(b"1" * 500), store.write(b"2" * 500)
-    store.hold("a", kept, lost)
-    never_adopted = store.write(b"3" * 500)
-    incoming = disk.create("receiving/12345")
-    incoming.write(b"half")
-    incoming.close()
-    assert lost.serial is not None
-    disk.remove(chunk_file_name(lost.hash, lost.serial))
-    assert never_adopted.serial is not None
-    assert trio.run(store.chunks.open) == Stock([(lost.hash, ChunkRow(lost.size, lost.serial, None))], [])
-    assert kept.serial is not None
-    assert store.files() == [chunk_file_name(kept.hash, kept.serial)]
+    both = store.hold("both", kept, lost)
+    whole = store.hold("whole", kept)
+    store.write(b"3" * 500)
+    for path in ("receiving/12345", "chunks/00/what", f"chunks/{kept.hash[:1].hex()}/{kept.hash.hex()}.x"):
+        disk.make_folder(path.rpartition("/")[0])
+        disk.create(path).close()
+    disk.remove(path_of(lost))
+    again = restarted(store)
+    again.take_inventory()
+    assert again.files() == [path_of(kept)]
+    assert again.here.inventoried.is_set()
+    assert again.chunks.row(lost.hash) is None
+    assert (again.database.store.is_held(both.dot), again.database.store.is_held(whole.dot)) == (False, True)
+    assert again.here.holders(whole.dot) == ("node-1",)
+    assert again.here.holders(both.dot) == ()
+    trio.run(again.database.close)
+
+
+def test_a_file_of_the_same_bytes_under_another_serial_takes_the_place_of_one_that_vanished(disk: Disk) -> None:
+    store = Store(disk)
+    chunks = [store.write(bytes([number]) * 500) for number in range(3)]
+    puts = [store.hold(f"k{number}", chunk) for number, chunk in enumerate(chunks)]
+    for chunk in chunks:
+        disk.rename(path_of(chunk), moved(chunk))
+    trio.run(store.database.write_alone, lambda: store.database.store.condemn(chunks[1].hash))
+    disk.remove(moved(chunks[2]))
+    rotten = disk.create(moved(chunks[2]))
+    rotten.write(b"?" * 500)
+    rotten.close()
+    again = restarted(store)
+    again.take_inventory()
+    assert [again.database.store.is_held(put.dot) for put in puts] == [True, False, False]
+    # Of the one that was given up already nothing is declared, but its bytes are there for whoever fetches it.
+    assert [again.read(chunk.hash) for chunk in chunks[:2]] == [b"\0" * 500, b"\1" * 500]
+    assert set(again.files()) == {moved(chunk) for chunk in chunks[:2]}
+    trio.run(again.database.close)
+
+
+def test_a_file_found_again_is_of_no_use_once_others_have_its_place(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(disk)
+    chunk = store.write(b"1" * 500)
+    put = store.hold("k", chunk)
+    disk.rename(path_of(chunk), moved(chunk))
+    again = restarted(store)
+    new = again.write(b"1" * 500)
+    take_file = again.here.take_file
+
+    def late(chunk_hash: bytes, row: ChunkRow, serial: int) -> bool:
+        adopt(again.database.store, [new])
+        return take_file(chunk_hash, row, serial)
+
+    monkeypatch.setattr(again.here, "take_file", late)
+    again.take_inventory()
+    assert again.files() == [path_of(new)]
+    assert again.here.holders(put.dot) == ("node-1",)
+    trio.run(again.database.close)
+
+
+def test_what_is_written_while_folders_are_looked_through_stays(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peer.upkeep.inventory.FOLDERS_A_STEP", 256)
+    store = Store(disk)
+    replaced, missing = store.write(b"1" * 500), store.write(b"2" * 500)
+    puts = [store.hold("replaced", replaced), store.hold("missing", missing)]
+    disk.remove(path_of(missing))
+    again = restarted(store)
+    waits = again.write(b"3" * 500)
+    new = [again.write(b"1" * 500), again.write(b"2" * 500)]
+    blocking = again.env.run_blocking
+
+    async def uploaded_behind_the_listing(work: Work, call: Callable[..., Any], *args: object) -> Any:
+        found = await blocking(work, call, *args)
+        if "_files_in" in call.__name__:
+            await again.database.write(lambda: adopt(again.database.store, new))
+        return found
+
+    monkeypatch.setattr(again.env, "run_blocking", uploaded_behind_the_listing)
+    again.take_inventory()
+    monkeypatch.undo()
+    assert set(again.files()) == {path_of(chunk) for chunk in (waits, *new)}
+    assert [again.read(chunk.hash) for chunk in new] == [b"1" * 500, b"2" * 500]
+    assert all(again.here.holders(put.dot) == ("node-1",) for put in puts)
+    again.hold("waits", waits)
+    assert again.read(waits.hash) == b"3" * 500
+    trio.run(again.database.close)
