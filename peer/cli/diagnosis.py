@@ -31,6 +31,8 @@ class Lacking:
     count: int
     error: str | None = None
     """What the last attempt to fetch one of them failed with."""
+    seconds_left: int | None = None
+    """Until it has all, if that can be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,19 @@ def _of_copies(some: Lacking, is_up: bool) -> Problem:
     if some.error is not None:
         hurry = f"it is tried again by itself; to try now: minidfs recover {some.node_id}"
         return Problem(what, f"fetching failed: {some.error}", hurry)
-    return Problem(what, "they are being fetched", f"wait, or hurry with: minidfs recover {some.node_id}")
+    left = "" if some.seconds_left is None else f", for another {_time(some.seconds_left)} or so"
+    return Problem(what, f"they are being fetched{left}", f"wait, or hurry with: minidfs recover {some.node_id}")
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _time(seconds: int) -> str:
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{round(minutes / 60)} h"
 
 
 def _bare(node: NodeSeen) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from peer.cli.diagnosis import Diagnosis, Lacking, NodeSeen
     from peer.cli.remote import Remote
 
-MISSING = ("PENDING", "IN_PROGRESS", "FAILED")
 QUEUE_MAX = 10_000
 READY_PATH = "/health/ready"
 
@@ -148,15 +147,12 @@ def _reason_in(refusal: httpx.Response) -> str:
 def _lacking(remote: Remote) -> list[Lacking]:
     from peer.cli.diagnosis import Lacking
 
-    counts: dict[str, int] = {}
-    errors: dict[str, str] = {}
-    for state in MISSING:
-        for item in remote.json("GET", "/replication-queue", {"status": state, "limit": str(QUEUE_MAX)})["items"]:
-            node_id = item["target_node_id"]
-            counts[node_id] = counts.get(node_id, 0) + 1
-            if item["error_message"]:
-                errors[node_id] = item["error_message"]
-    return [Lacking(node_id, count, errors.get(node_id)) for node_id, count in sorted(counts.items())]
+    failed = remote.json("GET", "/replication-queue", {"status": "FAILED", "limit": str(QUEUE_MAX)})
+    errors = {item["target_node_id"]: item["error_message"] for item in failed["items"]}
+    return [
+        Lacking(target["node_id"], target["missing"], errors.get(target["node_id"]), target["seconds_left"])
+        for target in failed["targets"]
+    ]
 
 
 def _print(found: Diagnosis) -> None:

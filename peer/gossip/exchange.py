@@ -222,6 +222,15 @@ class Exchanger(Worker):
         """`begin`, and wait for the `outcome`."""
         return await self.outcome(self.begin(node_id, hold))
 
+    async def hear_all(self, node_id: NodeId) -> None:
+        """Exchange with a peer until this one has heard all it has, or nothing comes of it."""
+        while True:
+            before = self._here.database.committed.version_vector
+            failure = await self.exchange_patiently(node_id)
+            has_moved = self._here.database.committed.version_vector != before
+            if failure is not None or not has_moved or not self.link(node_id).has_more():
+                return
+
     def _gives_signs_of_life(self, node_id: NodeId) -> bool:
         """Whether a busy peer still answers probes: then it gets more time than one that may be gone."""
         heard_at = self._others.membership.heard_at(node_id)
@@ -282,6 +291,10 @@ class Link:
     def is_left_alone(self) -> bool:
         """Whether the peer is to catch up by itself for now; every few seconds it is asked how far it is."""
         return self.is_far_behind() and self._others.pace.now() - self._began < LEFT_ALONE_S
+
+    def has_more(self) -> bool:
+        """Whether, as far as we know, the peer has heard what we have not."""
+        return not covers_all(self._here.database.committed.version_vector, self.known_vv or {})
 
     def has_applied(self, dot: Dot) -> bool:
         """Whether the peer has confirmed to have applied an op."""
@@ -382,7 +395,7 @@ class Link:
     async def _make_request(self, hold: list[Dot]) -> tuple[ExchangeRequest, list[Dot], bool]:
         """A request, the files it could not bring yet, and whether ops were left over."""
         committed = self._here.database.committed
-        suffix, dots = (None, ()) if self._is_stuck else self._suffix(committed)
+        suffix, dots = (None, ()) if self._is_stuck else await self._suffix(committed)
         asked: list[Dot] = []
         contents: list[bytes] = []
         if suffix is not None and self.known_vv is not None and not suffix.more:
@@ -412,7 +425,7 @@ class Link:
 
         return fingerprints_for(log_hash, self.node_id, vv, theirs, dots)
 
-    def _suffix(self, committed: Committed) -> tuple[Suffix | None, Iterable[OpDots]]:
+    async def _suffix(self, committed: Committed) -> tuple[Suffix | None, Iterable[OpDots]]:
         """What the peer lacks, and the dots of that; nothing before it has said what it has; None when our log has no
         longer all of it."""
         known = self.known_vv
@@ -424,7 +437,7 @@ class Link:
         if rows is not None:
             suffix = cut_suffix((row.raw for row in rows), OPS_BYTES_MAX)
             return suffix, [row.dots for row in rows[: len(suffix.ops)]]
-        suffix = self._here.database.look_up(
+        suffix = await self._here.database.read(
             lambda connection: cut_suffix(raw_log_after(connection, known), OPS_BYTES_MAX)
         )
         return suffix, map(dots_in, suffix.ops)

@@ -30,6 +30,10 @@ PAGE_BYTES = 512 * 1024
 """Of ops in one frame."""
 
 
+WAL_BYTES_MAX = 1024 * 1024 * 1024
+"""Of the write-ahead log while a whole state is served."""
+
+
 class Reason(Enum):
     """Why a whole state is fetched."""
 
@@ -98,10 +102,16 @@ class WholeStates:
             yield frame(messages.encode_snapshot_head(head))
             ops = live_ops(pinned)
             while page := await self._env.run_blocking(Work.DATABASE_READ, _next_page, ops):
+                await self._env.run_blocking(Work.DISK, self._check_log)
                 yield frame(messages.encode_snapshot_page(page))
             yield frame(messages.encode_snapshot_page([]))
         finally:
             await self._here.database.unpin(pinned)
+
+    def _check_log(self) -> None:
+        """What is written while a moment is pinned stays in the write-ahead log, so not for ever. Raises StoreError."""
+        if self._here.database.wal_bytes() > WAL_BYTES_MAX:
+            raise StoreError("a whole state was broken off: who asked for it takes so long that the disk fills up")
 
     async def fetch(
         self,

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from peer.files.downloads import Downloads, FileSpan, Piece
 from peer.http.errors import HttpError
+from peer.world.env import ReadableFile
 from protocol.codec import FILENAME_CHARS_MAX, SIZE_MAX
 from protocol.identity import NodeId
 from protocol.ops import Manifest, Put
@@ -283,6 +284,25 @@ class FileResponse:
     async def _start(self, send: Send) -> None:
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
         await send({"type": "http.response.start", "status": self._status, "headers": raw})
+
+
+class ChunkResponse:
+    """A chunk for another peer, as an ASGI app: bytes, or a file, which is closed afterwards and never read whole."""
+
+    def __init__(self, content: bytes | ReadableFile, size: int) -> None:
+        self._content = content
+        self._size = size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content = self._content
+        raw = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % self._size)]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": raw})
+            piece = content if isinstance(content, bytes) else FileSpan(content, 0, self._size)
+            await _send_piece(send, piece, zero_copy=ZERO_COPY in scope.get("extensions", {}), more=False)
+        finally:
+            if not isinstance(content, bytes):
+                content.close()
 
 
 async def _send_piece(send: Send, piece: Piece, *, zero_copy: bool, more: bool) -> None:

@@ -12,7 +12,7 @@ from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.requests import number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
-from peer.store.lookups import QueueItem
+from peer.store.lookups import Filling, QueueItem
 from protocol.identity import Member, NodeId
 from protocol.membership import Status
 from protocol.messages import ItemStatus, Recovery
@@ -112,11 +112,29 @@ async def queue(request: Request) -> JSONResponse:
     status = request.query_params.get("status")
     if status is not None and status not in ItemStatus.__members__:
         raise HttpError(400, f"status is one of {', '.join(ItemStatus.__members__)}")
-    node_id = request.query_params.get("node_id")
-    items = await services.queue.items(
-        limit, NodeId(node_id) if node_id is not None else None, ItemStatus(status) if status is not None else None
+    named = request.query_params.get("node_id")
+    node_id = NodeId(named) if named is not None else None
+    items = await services.queue.items(limit, node_id, ItemStatus(status) if status is not None else None)
+    targets = await services.queue.filling(node_id)
+    left = [one.seconds_left for one in targets]
+    return JSONResponse(
+        {
+            "items": [_item_json(item) for item in items],
+            "count": len(items),
+            "missing": sum(one.missing for one in targets),
+            "seconds_left": None if None in left else max(filter(None, left), default=0),
+            "targets": [_filling_json(one) for one in targets],
+        }
     )
-    return JSONResponse({"items": [_item_json(item) for item in items], "count": len(items)})
+
+
+def _filling_json(target: Filling) -> dict[str, object]:
+    return {
+        "node_id": target.target,
+        "missing": target.missing,
+        "copies_per_s": round(target.copies_per_s, 1),
+        "seconds_left": target.seconds_left,
+    }
 
 
 def _item_json(item: QueueItem) -> dict[str, object]:

@@ -165,7 +165,15 @@ SCHEMAS: Json = {
         created_at=TIME,
         error_message=_or_null(TEXT),
     ),
-    "Queue": _object(items=_list(_ref("QueueItem")), count=COUNT),
+    "Queue": _object(
+        items=_list(_ref("QueueItem")),
+        count=COUNT,
+        missing=COUNT,
+        seconds_left=_or_null(COUNT),
+        targets=_list(
+            _object(node_id=NODE_ID, missing=COUNT, copies_per_s={"type": "number"}, seconds_left=_or_null(COUNT))
+        ),
+    ),
     "Recovery": _object(
         ("count", "pending_items"), message=TEXT, count=COUNT, **_COUNTS, pending_items=_list(_ref("QueueItem"))
     ),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import trio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from peer.gossip.client import CLUSTER_HEADER, MSGPACK
+from peer.http.content import ChunkResponse
 from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.requests import body_of, check_length, services_of
 from peer.http.services import Services
 from peer.store.chunk_files import ChunkWriter
 from peer.store.holding import Holding
-from peer.store.rows import find_log_hashes
-from peer.world.env import Work
+from peer.store.rows import ChunkRow, find_log_hashes
+from peer.world.env import ReadableFile, Work
 from protocol import codec, messages
 from protocol.errors import WrongCluster
 
@@ -81,18 +83,22 @@ async def _small_chunk(here: Holding, chunk_hash: bytes) -> bytes | None:
     return await here.read_chunk(chunk_hash, here.chunks.read_whole)
 
 
-async def get_chunk(request: Request) -> Response:
+async def get_chunk(request: Request) -> ChunkResponse:
     """`GET /peer/chunks/{hash}`: one chunk's bytes, verified; `put` names the file it is asked for."""
     here = peer_services(request).here
     chunk_hash = _hash_in(request)
     text = request.query_params.get("put")
     put = None if text is None else messages.dot_of_text(text)
-    content = await here.read_chunk(chunk_hash, here.chunks.read_whole)
-    if content is None:
+    opened = await here.read_chunk(chunk_hash, partial(_opened, here))
+    if opened is None:
         if put is not None:
             await here.doubt_hold(put)
         raise HttpError(404, "that chunk is not here")
-    return Response(content, media_type="application/octet-stream")
+    return ChunkResponse(*opened)
+
+
+async def _opened(here: Holding, chunk_hash: bytes, row: ChunkRow) -> tuple[bytes | ReadableFile, int]:
+    return await here.chunks.open_verified(chunk_hash, row), row.size
 
 
 async def put_chunk(request: Request) -> Response:

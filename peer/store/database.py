@@ -340,6 +340,11 @@ class Database:
         with translated_errors():
             return self._file.pin()
 
+    def wal_bytes(self) -> int:
+        """How long the write-ahead log is. Blocks. Raises StoreError."""
+        name = f"{self._path}-wal"
+        return dict(self._env.disk.list_files("")).get(name, 0)
+
     async def unpin(self, pinned: sqlite3.Connection) -> None:
         """Close a connection that `pin` gave."""
         with trio.CancelScope(shield=True):

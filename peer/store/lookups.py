@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -227,6 +228,38 @@ def _queue_item(
 ) -> QueueItem:
     source = next((holder for holder in _holders_of_row(connection, put_row) if holder != target), maker)
     return QueueItem(item_id, file_key, target, source, ItemStatus(status), uploaded_at_ms, completed_at_ms)
+
+
+class Filling(NamedTuple):
+    """How far a target is with what it lacks."""
+
+    target: NodeId
+    missing: int
+    copies_per_s: float
+    """That came back lately."""
+
+    @property
+    def seconds_left(self) -> int | None:
+        """Until nothing is missing, if it goes on like this; None when nothing has come back lately."""
+        return math.ceil(self.missing / self.copies_per_s) if self.copies_per_s else None
+
+
+LATELY_MS = 60_000
+
+
+def filling(connection: sqlite3.Connection, now_ms: int) -> list[Filling]:
+    """The targets that lack something, by node id; answered from indexes alone."""
+    since = now_ms - LATELY_MS
+    came = connection.execute(
+        "SELECT target, count(*), min(completed_at_ms) FROM queue WHERE completed_at_ms > ? GROUP BY target", (since,)
+    )
+    # Clocks of peers differ, and of the first second nothing can be said.
+    rates = {node: 1000 * count / max(1000, now_ms - first) for node, count, first in came}
+    missing = connection.execute(
+        "SELECT id, node_id, (SELECT count(*) FROM queue WHERE target = nodes.id AND status = 'PENDING') FROM nodes"
+        " ORDER BY node_id"
+    )
+    return [Filling(NodeId(name), count, rates.get(node, 0.0)) for node, name, count in missing if count]
 
 
 # --- what is missing ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice, repeat, zip_longest
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ PAGE_ROWS = 500
 
 LOG_PAGE_ROWS = 100
 """As many as fit a message: nearly always that is what is asked for."""
+
+LOG_PAGE_BYTES = 64 * 1024
+"""Of the log's ops that are read at a time, and one more: that of a large file names thousands of chunks."""
 
 
 FILES = "files"
@@ -247,12 +251,23 @@ def raw_log_after(connection: sqlite3.Connection, vv: VersionVector) -> Iterator
     # Within an origin arrival follows seq, so nothing that is lacking arrived before these.
     next_arrival = min((first[0] for first in firsts if first), default=None)
     while next_arrival is not None:
-        rows = connection.execute(
-            "SELECT arrival, origin, seq, op FROM log WHERE arrival >= ? ORDER BY arrival LIMIT ?",
-            (next_arrival, LOG_PAGE_ROWS),
-        ).fetchall()
+        rows = _log_page(connection, next_arrival)
         yield from (op for _, origin, seq, op in rows if seq > known.get(origin, 0))
         next_arrival = rows[-1][0] + 1 if rows else None
+
+
+def _log_page(connection: sqlite3.Connection, first: int) -> list[tuple[int, int, int, bytes]]:
+    """Rows of the log from an arrival on: as many as there may be in memory at a time."""
+    page: list[tuple[int, int, int, bytes]] = []
+    size = 0
+    query = "SELECT arrival, origin, seq, op FROM log WHERE arrival >= ? ORDER BY arrival LIMIT ?"
+    with closing(connection.execute(query, (first, LOG_PAGE_ROWS))) as found:
+        for row in found:
+            page.append(row)
+            size += len(row[3])
+            if size > LOG_PAGE_BYTES:
+                break
+    return page
 
 
 def log_hash_at(connection: sqlite3.Connection, origin_row: int, seq: int) -> bytes | None:

@@ -10,7 +10,7 @@ import trio
 from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import Peers
 from peer.store.holding import Holding
-from peer.store.lookups import QueueItem, queue_items
+from peer.store.lookups import Filling, QueueItem, filling, queue_items
 from peer.upkeep.repair import Repair
 from protocol.identity import NodeId
 from protocol.messages import ItemStatus, RepairAttempt
@@ -42,6 +42,12 @@ class Queue:
     async def missing(self, limit: int, node_id: NodeId) -> list[QueueItem]:
         """What a peer lacks, whatever became of its attempts, of the newest files first. Raises StoreError."""
         return await self._look(limit, node_id, ItemStatus.PENDING)
+
+    async def filling(self, node_id: NodeId | None = None) -> list[Filling]:
+        """How far the targets are that lack something, or this one. Raises StoreError."""
+        now_ms = self._here.wall_ms()
+        found = await self._here.database.read(lambda connection: filling(connection, now_ms))
+        return [one for one in found if node_id in (None, one.target)]
 
     async def _look(self, limit: int, node_id: NodeId | None, stored: ItemStatus | None) -> list[QueueItem]:
         """Items as the catalog has them, and what their targets know of those that are missing."""

@@ -114,12 +114,16 @@ class Repair(Worker):
     async def recover(self) -> Recovery:
         """Hear what others have, then fetch all that is missing here. Raises StoreError.
 
-        All of them are asked: to a peer that has just started, those it has not heard from yet look down.
+        All of them are asked: to a peer that has just started, those it has not heard from yet look down. Much is heard
+        from one after the other, for they have the same.
         """
+        others = [member.node_id for member in self._others.membership.members() if member.node_id != self._here.me]
         async with trio.open_nursery() as nursery:
-            for member in self._others.membership.members():
-                if member.node_id != self._here.me:
-                    nursery.start_soon(self._exchanger.exchange_patiently, member.node_id)
+            for node_id in others:
+                nursery.start_soon(self._exchanger.exchange_patiently, node_id)
+        for node_id in others:
+            if self._exchanger.link(node_id).has_more():
+                await self._exchanger.hear_all(node_id)
         return await self.heal(all_of_it=True)
 
     async def heal(self, *, all_of_it: bool = False) -> Recovery:

@@ -48,6 +48,14 @@ def test_copies_that_could_not_be_fetched_say_why_and_how_to_hurry() -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (5400, "2 h"), (86_400, "24 h")]
+)
+def test_copies_that_are_being_fetched_say_how_long_it_takes(seconds: int, words: str) -> None:
+    (running,) = diagnose(5, UP, [Lacking("node-3", 1, None, seconds)]).problems
+    assert running.why == f"they are being fetched, for another {words} or so"
+
+
+@pytest.mark.parametrize(
     ("node", "what"),
     [
         (NodeSeen("n", "http://h:1", True, None, answers=False), "n does not answer here"),

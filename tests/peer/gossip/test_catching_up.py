@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, holders, in_world, others, put, services
+from worlds import converged, everywhere, here, holders, in_world, missing_files, others, put, services
 
 from peer.gossip.answer import Answering
 from peer.gossip.catching_up import FAR_BEHIND_OPS, CatchingUp, is_far_behind
 from peer.gossip.exchange import LEFT_ALONE_S, Exchanger, Link
-from protocol.identity import NodeId, Origin
+from protocol.identity import NodeId, Origin, covers_all
 from sim.world import World
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
@@ -139,6 +139,26 @@ def test_everybody_knows_soon_that_a_peer_has_caught_up_whomever_it_caught_up_fr
         await world.wait_until(
             lambda: not any(far_behind(world, name) for name in ("node-2", "node-3")), 2 * LEFT_ALONE_S
         )
+
+    in_world(scenario, peers=4, copies=3, heal_interval_s=1000.0)
+
+
+@pytest.mark.usefixtures("little_at_a_time")
+def test_a_peer_told_to_recover_hears_of_everything_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        await world.crash("node-4")
+        await trio.sleep(10)
+        for number in range(FILES):
+            await put(world, "node-1", f"k{number}", b"%d" % number)
+        monkeypatch.setattr(Link, "_take_reply", slow_at("node-4", Link._take_reply))
+        await world.start("node-4")
+        await world.wait_until(lambda: any(link._goes_on for link in services(world, "node-4").exchanger.links()), 30)
+        assert vv_of(world)("node-4") != vv_of(world)("node-1")
+        recovered = await services(world, "node-4").repair.recover()
+        mine, theirs = (here(world, name).database.committed.version_vector for name in ("node-4", "node-1"))
+        assert covers_all(mine, theirs)
+        assert recovered.failed == 0
+        assert missing_files(world, "node-4") == []
 
     in_world(scenario, peers=4, copies=3, heal_interval_s=1000.0)
 

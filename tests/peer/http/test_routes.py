@@ -493,6 +493,22 @@ def test_the_queue_is_filtered_before_it_is_cut() -> None:
         assert await queue("node_id=node-2&status=PENDING") == missing
         assert await queue("node_id=node-1") == []
         assert await queue("node_id='%00") == []
+
+        async def left(query: str) -> tuple[int, int | None]:
+            """Copies and seconds."""
+            answer = (await ask(world, "GET", f"/replication-queue?{query}")).json()
+            targets = [(one["missing"], one["seconds_left"]) for one in answer["targets"]]
+            assert targets == ([(answer["missing"], answer["seconds_left"])] if answer["missing"] else [])
+            return answer["missing"], answer["seconds_left"]
+
+        missing_copies, seconds = await left("limit=1")
+        assert missing_copies == 3
+        assert seconds is not None
+        assert seconds > 0
+        assert await left("node_id=node-1") == (0, 0)
+        await trio.sleep(61)
+        # Nothing has come back for a minute.
+        assert await left("node_id=node-2&status=COMPLETED") == (3, None)
         assert_error(await ask(world, "GET", "/replication-queue?status=LOST"), 400)
         assert_error(await ask(world, "GET", "/replication-queue?limit=0"), 400)
         (item, *_) = (await ask(world, "GET", "/replication-queue")).json()["items"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from replicas.stores import new_sqlite_store
 
+from peer.store.lookups import filling
 from peer.store.rows import count_files, count_shown
 from protocol.identity import Dot, NodeId, Origin, Stamp
 from protocol.ops import Manifest, Put
@@ -43,4 +44,26 @@ def test_what_a_roll_back_undid_does_not_count() -> None:
     store.add(version("k", "node-1", 1))
     store.flush()
     assert count_files(store.connection) == 1
+    store.connection.close()
+
+
+def test_what_is_left_to_fetch_takes_as_long_as_what_came_lately_says() -> None:
+    store = new_sqlite_store()
+    fast, slow, idle = (store.node_row(NodeId(name)) for name in ("fast", "slow", "idle"))
+    puts = [version(f"k{number}", "node-1", number + 1) for number in range(120)]
+    for put in puts:
+        store.add(put)
+    execute = store.connection.execute
+    items = iter(range(1, 1000))
+    for put in range(1, 101):
+        for node in (fast, slow, idle):
+            execute("INSERT INTO queue VALUES (?, ?, ?, 'PENDING', NULL)", (next(items), put, node))
+    # The clock of the fast one is ahead of ours, and what came long ago says nothing.
+    for node, times in [(fast, range(96_000, 101_000, 250)), (slow, (95_000, 100_000)), (idle, (39_000, 40_000))]:
+        for put, at_ms in enumerate(times, start=101):
+            execute("INSERT INTO queue VALUES (?, ?, ?, 'COMPLETED', ?)", (next(items), put, node, at_ms))
+    found = {
+        one.target: (one.missing, one.copies_per_s, one.seconds_left) for one in filling(store.connection, 100_000)
+    }
+    assert found == {"fast": (100, 5.0, 20), "slow": (100, 0.4, 250), "idle": (100, 0.0, None)}
     store.connection.close()

@@ -640,6 +640,21 @@ def test_operators_read_the_four_documented_tables_with_sqlite_utils(tmp_path: P
     run(tmp_path, body)
 
 
+def test_the_write_ahead_log_grows_as_long_as_a_moment_is_pinned(tmp_path: Path) -> None:
+    async def body(database: Database) -> None:
+        replica = replica_of(database)
+        pinned = await database.pin()
+        sizes = []
+        for number in range(3):
+            await database.write(lambda number=number: replica.put(manifest(f"k{number}"), NOW_MS))  # type: ignore[misc]
+            sizes.append(database.wal_bytes())
+        await database.unpin(pinned)
+        assert 0 < sizes[0] < sizes[1] < sizes[2]
+        assert sizes[2] == (tmp_path / "minidfs.db-wal").stat().st_size
+
+    run(tmp_path, body)
+
+
 # --- kill -9 ---
 
 WRITER = """

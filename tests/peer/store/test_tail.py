@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from peer.store import tail
 from peer.store.catalog import SqliteStore
-from peer.store.rows import find_log_hash, raw_log_after
+from peer.store.rows import _log_page, find_log_hash, raw_log_after
 from peer.store.schema import migrate
 from peer.store.tail import LogRow, LogTail
 from protocol.codec import OpDots
@@ -70,6 +70,25 @@ class Peer:
             self.connection.execute("ROLLBACK")
             store.reload()
             self.connection.execute("BEGIN")
+
+
+@given(STEPS, st.integers(1, 5), st.integers(1, 300), st.integers(0, 8))
+def test_the_log_is_read_in_pages_of_some_rows_and_bytes_and_nothing_is_left_out(
+    steps: list[tuple[str, Origin, int]], rows: int, size: int, known: int
+) -> None:
+    peer = Peer()
+    for step in [*steps, *(("append", origin, 4) for origin in ORIGINS)]:
+        peer.step(*step)
+    vv = dict.fromkeys(ORIGINS[:1], known)
+    expected = list(raw_log_after(peer.connection, vv))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peer.store.rows.LOG_PAGE_ROWS", rows)
+        patch.setattr("peer.store.rows.LOG_PAGE_BYTES", size)
+        assert list(raw_log_after(peer.connection, vv)) == expected
+        page = _log_page(peer.connection, 0)
+    assert len(page) <= rows
+    assert sum(len(op) for *_, op in page[:-1]) <= size
+    peer.connection.close()
 
 
 @given(STEPS, st.lists(st.integers(0, 12), min_size=3, max_size=3), st.integers(2, 50))
