@@ -37,6 +37,7 @@ async def check_contents(peers: Peers, node_id: str, contents: dict[str, bytes])
         assert await peers.content(node_id, file_key) == (200, content), file_key
 
 
+@pytest.mark.once
 @within(90)
 async def test_killed_in_the_middle_of_many_uploads_it_opens_again(tmp_path: Path) -> None:
     async with running_peers(tmp_path, *HEAL) as peers:
@@ -115,6 +116,7 @@ async def test_an_emptied_data_folder_fills_again_and_brings_nothing_back(tmp_pa
         assert bytes_in(folder).is_tidy
 
 
+@pytest.mark.once
 @within(90)
 async def test_a_data_folder_put_back_from_a_copy_converges_and_brings_nothing_back(tmp_path: Path) -> None:
     async with running_peers(tmp_path / "cluster", *HEAL) as peers:
@@ -153,6 +155,7 @@ async def test_a_data_folder_put_back_from_a_copy_converges_and_brings_nothing_b
             await check_contents(peers, node_id, contents)
 
 
+@pytest.mark.once
 @within(90)
 async def test_two_of_three_emptied_disks_fill_again_from_the_third(tmp_path: Path) -> None:
     async with running_peers(tmp_path, *HEAL) as peers:

@@ -66,6 +66,7 @@ async def watched_memory(peers: Peers) -> AsyncIterator[MemoryWatch]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.once
 @ON_LINUX
 @within(SECONDS_MAX)
 async def test_a_large_file_goes_up_and_down_in_bounded_memory(tmp_path: Path) -> None:
@@ -172,6 +173,7 @@ async def test_a_download_ends_early_and_not_wrongly_when_the_last_holder_is_kil
         assert (await peers.client.get(peers.url(reader, f"/files/{file_id}"))).status_code == 503
 
 
+@pytest.mark.once
 @within(90)
 async def test_many_slow_readers_of_a_file_elsewhere_keep_nobody_from_reading(tmp_path: Path) -> None:
     """Chunks of other peers are kept in memory for slow clients, of which there may be many."""
