@@ -10,7 +10,7 @@ from peer.cli.main import run_command
 from sim.bench.command import bench
 from sim.chaos.command import chaos
 from sim.fill import fill_command
-from sim.growth import growth
+from sim.growth.command import growth
 from sim.hunt import hunt
 from sim.mutations import mutations
 from sim.run import replay, run, shrink, table

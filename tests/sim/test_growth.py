@@ -16,10 +16,10 @@ from sim.__main__ import sim
 def test_every_phase_is_measured_and_ends_with_every_copy_there(tmp_path: Path) -> None:
     options = ["--files", "150", "--calm", "1", "--limit", "40", "--missed", "30"]
     result = CliRunner().invoke(
-        sim, ["growth", str(tmp_path), *options, "--json", str(tmp_path / "all.json")], catch_exceptions=False
+        sim, ["growth", str(tmp_path), *options, "--report", str(tmp_path / "report")], catch_exceptions=False
     )
     assert result.exit_code == 0, result.output
-    (grown,) = json.loads((tmp_path / "all.json").read_text())
+    (grown,) = json.loads((tmp_path / "report" / "report.json").read_text())["clusters"]
     assert grown["files"] == 150
     assert grown["read_ms"] > 0
     names = [phase["name"] for phase in grown["phases"]]
@@ -30,4 +30,9 @@ def test_every_phase_is_measured_and_ends_with_every_copy_there(tmp_path: Path) 
         assert phase["uploads"]["p50_ms"] > 0, phase
         assert (phase["took_s"] is not None) == (phase["name"] in ("a peer joins", "it is back", "a disk was lost"))
     # Filled clusters stay, to be measured again; what was measured goes.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["150", "all.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["150", "report"]
+    table = (tmp_path / "report" / "report.md").read_text().splitlines()
+    assert "| | 150 files |" in table
+    assert [line.split(" | ")[1] for line in table if line.startswith("| 150 |")] == names
+    picture = (tmp_path / "report" / "report.svg").read_text()
+    assert picture.count("<polyline ") == 3 + 6 * len(names)

@@ -1,4 +1,4 @@
-"""`sim growth`: what a local cluster does when it has very many files, while nothing happens and while much does."""
+"""What a local cluster does that has very many files, while nothing happens and while much does."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
-import click
 import httpx
 import trio
 
-from peer.cluster import Layout, LocalCluster, free_base_port, open_cluster, settle_layout
+from peer.cluster import Layout, LocalCluster, open_cluster, settle_layout
 from peer.config import Address
 from peer.node import DATABASE
 from peer.world.env import HttpAnswer, RequestFailed
 from peer.world.outgoing import SystemRequests
 from sim.bench import machine
 from sim.bench.generator import FORM, form_of, request_of
-from sim.fill import Filling, fill
 
 NODES = 3
 SIZE = 4096
@@ -70,6 +67,8 @@ class Phase:
     """The longest delay of a peer's event loop; as the next, of the minute before a look, so of what was before too."""
     hold_ms: float
     """The longest transaction of a peer."""
+    has_end: bool
+    """Whether it was waited for until no copy was missing."""
     memory_mib: float | None
     """Of the largest peer."""
 
@@ -81,6 +80,8 @@ class Grown:
     files: int
     ready_s: float
     """From a peer's start until it was ready, the slowest one."""
+    verified_s: float
+    """From there until all peers had looked over their rows and chunk files."""
     list_ms: float
     read_ms: float
     bytes_per_file: float
@@ -168,7 +169,7 @@ class _Watch:
             if node_id is not None and self._is_whole(node_id, seen):
                 took_s = time.monotonic() - began
                 break
-        found = Phase(name, self._clients.take(), took_s, 1000 * stall, 1000 * hold, memory)
+        found = Phase(name, self._clients.take(), took_s, 1000 * stall, 1000 * hold, node_id is not None, memory)
         self._tell(_line_of(found))
         return found
 
@@ -207,19 +208,22 @@ def _line_of(phase: Phase) -> str:
     )
 
 
-async def _measure(
+async def measure(
     data: Path, files: int, limit_s: float, calm_s: float, missed: int, tell: Callable[[str], None]
 ) -> Grown:
+    """Start a filled cluster and take it through all phases, uploads going on all the time; its folder is used up."""
     known = settle_layout(data, None, None, None)
     layout = settle_layout(data, NODES + 1, None, None, grow=True)
     async with open_cluster(data, nodes=NODES + 1, grow=True) as cluster:
         ready_s = await _start_all(cluster, layout, known.node_ids)
         clients = _Clients(layout.address_of("node-1"))
         watch = _Watch(cluster, layout, clients, tell)
+        began = time.monotonic()
         await watch.until_verified(known.node_ids)
+        verified_s = time.monotonic() - began
         size = (data / "node-1" / DATABASE).stat().st_size
         list_ms, read_ms = await _look(watch)
-        grown = Grown(files, ready_s, list_ms, read_ms, size / files)
+        grown = Grown(files, ready_s, verified_s, list_ms, read_ms, size / files)
         tell(
             f"{files} files: ready in {ready_s:.1f} s, a list takes {list_ms:.1f} ms, a read {read_ms:.2f} ms; "
             f"{size / files:.0f} B of database a file"
@@ -299,74 +303,3 @@ def _timed(took_ms: list[float]) -> Iterator[None]:
     began = time.monotonic()
     yield
     took_ms.append(1000 * (time.monotonic() - began))
-
-
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--files",
-    "sizes",
-    type=click.IntRange(100, 100_000_000),
-    multiple=True,
-    default=(10_000, 100_000),
-    show_default=True,
-    help="How many; may be given several times.",
-)
-@click.option("--limit", "limit_s", type=click.FloatRange(5), default=300.0, show_default=True, help="Of a phase, s.")
-@click.option("--calm", "calm_s", type=click.FloatRange(0.5), default=15.0, show_default=True, help="Of a calm one, s.")
-@click.option("--missed", type=click.IntRange(1), default=10_000, show_default=True, help="Files, of the one away.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write all figures there as JSON; by default nowhere.",
-)
-def growth(
-    folder: Path, sizes: tuple[int, ...], limit_s: float, calm_s: float, missed: int, json_path: Path | None
-) -> None:
-    """Fill clusters with more and more files, and measure what each does.
-
-    Uploads go on all the time while a peer joins, while one is away and comes back, and while one has lost its disk.
-    FOLDER keeps the clusters that were filled; what is measured is a copy.
-    """
-    results: list[dict[str, Any]] = []
-    click.echo(f"# {machine.describe()}", err=True)
-    for files in sizes:
-        filled = folder / str(files)
-        if not (filled / "cluster.json").exists():
-            base_port = free_base_port(NODES + 2)
-            fill(
-                filled.absolute(),
-                settle_layout(filled, NODES, base_port, base_port + NODES + 1),
-                Filling(files, SIZE, NODES),
-                lambda line: None,
-            )
-        used = folder / f"{files}-used"
-        shutil.rmtree(used, ignore_errors=True)
-        shutil.copytree(filled, used)
-        try:
-            grown = trio.run(_measure, used.absolute(), files, limit_s, calm_s, missed, _tell)
-        finally:
-            shutil.rmtree(used, ignore_errors=True)
-        results.append(_as_json(grown))
-        if json_path is not None:
-            json_path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def _tell(line: str) -> None:
-    click.echo(line)
-
-
-def _as_json(grown: Grown) -> dict[str, Any]:
-    found = asdict(grown)
-    for phase, plain in zip(grown.phases, found["phases"], strict=True):
-        uploads = phase.uploads
-        plain["uploads"] = {
-            "per_s": uploads.per_s,
-            "p50_ms": uploads.at(0.5),
-            "p99_ms": uploads.at(0.99),
-            "longest_ms": uploads.at(1),
-            "short": uploads.short,
-            "errors": uploads.errors,
-        }
-    return found

@@ -1,0 +1,1 @@
+"""`sim growth`: measures local clusters of very many files."""

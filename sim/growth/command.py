@@ -1,0 +1,76 @@
+"""`sim growth`: fills clusters with more and more files, and measures what each does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import trio
+
+from peer.cluster import free_base_port, settle_layout
+from sim.bench import machine
+from sim.fill import Filling, fill
+from sim.growth.phases import NODES, SIZE, Grown, measure
+from sim.growth.report import as_json, as_markdown, as_picture
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--files",
+    "sizes",
+    type=click.IntRange(100, 100_000_000),
+    multiple=True,
+    default=(10_000, 100_000),
+    show_default=True,
+    help="How many; may be given several times.",
+)
+@click.option("--limit", "limit_s", type=click.FloatRange(5), default=300.0, show_default=True, help="Of a phase, s.")
+@click.option("--calm", "calm_s", type=click.FloatRange(0.5), default=15.0, show_default=True, help="Of a calm one, s.")
+@click.option("--missed", type=click.IntRange(1), default=10_000, show_default=True, help="Files, of the one away.")
+@click.option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.md, report.json and report.svg there.  [default: only print]",
+)
+def growth(
+    folder: Path, sizes: tuple[int, ...], limit_s: float, calm_s: float, missed: int, report: Path | None
+) -> None:
+    """Fill clusters with more and more files, and measure what each does.
+
+    Uploads go on all the time while a peer joins, while one is away and comes back, and while one has lost its disk.
+    FOLDER keeps the clusters that were filled; what is measured is a copy.
+    """
+    about = [machine.describe(), f"sim growth: {limit_s:g} s a phase at most, calm ones {calm_s:g} s"]
+    click.echo("\n".join(f"# {line}" for line in about), err=True)
+    results: list[Grown] = []
+    for files in sizes:
+        used = _copy_of(folder, files)
+        try:
+            results.append(trio.run(measure, used.absolute(), files, limit_s, calm_s, missed, click.echo))
+        finally:
+            shutil.rmtree(used, ignore_errors=True)
+        if report is not None:
+            _write(report, about, results)
+
+
+def _copy_of(folder: Path, files: int) -> Path:
+    """A cluster of so many files, to be used up."""
+    filled, used = folder / str(files), folder / f"{files}-used"
+    if not (filled / "cluster.json").exists():
+        base_port = free_base_port(NODES + 2)
+        layout = settle_layout(filled, NODES, base_port, base_port + NODES + 1)
+        fill(filled.absolute(), layout, Filling(files, SIZE, NODES), lambda line: None)
+    shutil.rmtree(used, ignore_errors=True)
+    shutil.copytree(filled, used)
+    return used
+
+
+def _write(report: Path, about: list[str], results: list[Grown]) -> None:
+    report.mkdir(parents=True, exist_ok=True)
+    (report / "report.md").write_text(as_markdown(about, results), encoding="utf-8")
+    (report / "report.svg").write_text(as_picture(results), encoding="utf-8")
+    values = {"about": about, "clusters": [as_json(grown) for grown in results]}
+    (report / "report.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
