@@ -394,11 +394,13 @@ class Link:
 
     async def _make_request(self, hold: list[Dot]) -> tuple[ExchangeRequest, list[Dot], bool]:
         """A request, the files it could not bring yet, and whether ops were left over."""
+        known = self.known_vv
+        suffix, dots = (None, ()) if self._is_stuck else await self._suffix(known)
+        # What was read a moment ago must not be newer than what is said of it.
         committed = self._here.database.committed
-        suffix, dots = (None, ()) if self._is_stuck else await self._suffix(committed)
         asked: list[Dot] = []
         contents: list[bytes] = []
-        if suffix is not None and self.known_vv is not None and not suffix.more:
+        if suffix is not None and known is not None and not suffix.more:
             asked, contents = self._contents(hold)
         request = ExchangeRequest(
             sender=self._others.membership.me,
@@ -409,26 +411,26 @@ class Link:
             hold=tuple(asked),
             chunks=tuple(contents),
             behind=suffix is None,
-            fingerprints=self._fingerprints(committed, dots),
+            fingerprints=self._fingerprints(committed, known, dots),
             gave_up=self._gave_up,
             is_serving=self._others.pace.is_serving(),
         )
         return request, hold[len(asked) :], suffix.more if suffix else False
 
-    def _fingerprints(self, committed: Committed, dots: Iterable[OpDots]) -> Fingerprints:
-        """What is said of our logs along with the ops of these dots."""
+    def _fingerprints(self, committed: Committed, known: VersionVector | None, dots: Iterable[OpDots]) -> Fingerprints:
+        """What is said of our logs along with the ops of these dots, to one who knows so much."""
         vv, database = committed.version_vector, self._here.database
-        theirs = vv if self.known_vv is None else self.known_vv
+        theirs = vv if known is None else known
 
         def log_hash(dot: Dot) -> bytes | None:
             return committed.tail.log_hash(dot) or database.look_up(lambda reader: find_log_hash(reader, dot))
 
         return fingerprints_for(log_hash, self.node_id, vv, theirs, dots)
 
-    async def _suffix(self, committed: Committed) -> tuple[Suffix | None, Iterable[OpDots]]:
-        """What the peer lacks, and the dots of that; nothing before it has said what it has; None when our log has no
-        longer all of it."""
-        known = self.known_vv
+    async def _suffix(self, known: VersionVector | None) -> tuple[Suffix | None, Iterable[OpDots]]:
+        """What a peer lacks that knows so much, and the dots of that; nothing before it has said what it has; None when
+        our log has no longer all of it."""
+        committed = self._here.database.committed
         if known is None:
             return Suffix((), more=False), ()
         if not covers_all(known, committed.floors):

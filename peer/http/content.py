@@ -298,6 +298,9 @@ class ChunkResponse:
         raw = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % self._size)]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": raw})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+                return
             piece = content if isinstance(content, bytes) else FileSpan(content, 0, self._size)
             await _send_piece(send, piece, zero_copy=ZERO_COPY in scope.get("extensions", {}), more=False)
         finally:

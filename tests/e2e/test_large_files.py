@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from blake3 import blake3
 from e2e.cluster_fixture import (
     ON_LINUX,
     Peers,
@@ -26,6 +27,8 @@ from e2e.cluster_fixture import (
     within,
     write_random,
 )
+
+from peer.gossip.client import CLUSTER_HEADER
 
 pytestmark = pytest.mark.e2e
 
@@ -192,3 +195,17 @@ async def test_many_slow_readers_of_a_file_elsewhere_keep_nobody_from_reading(tm
         finally:
             for stream in slow:
                 await trio.aclose_forcefully(stream)
+
+
+@within(60)
+async def test_a_chunk_is_sent_to_another_peer_from_its_file(tmp_path: Path) -> None:
+    content = os.urandom(5 * 2**20)
+    chunk_hash = blake3(content).hexdigest()
+    async with running_peers(tmp_path / "cluster", nodes=1) as peers:
+        await peers.upload("node-1", content)
+        url = peers.url("node-1", f"/peer/chunks/{chunk_hash}")
+        headers = {CLUSTER_HEADER: (await peers.json("node-1", "/health"))["cluster_id"]}
+        for method, expected in [("HEAD", b""), ("GET", content), ("HEAD", b""), ("GET", content)]:
+            answer = await peers.client.request(method, url, headers=headers)
+            assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(content)))
+            assert answer.content == expected
