@@ -193,9 +193,10 @@ class Node:
         nursery.start_soon(keep, "whole states", services.whole_states.run)
         nursery.start_soon(keep, "verification", services.verification.run)
         nursery.start_soon(keep, "inventory", services.inventory.run)
+        # Not waited for: where it was broken off by a stop, with very many files, it takes minutes.
+        nursery.start_soon(keep, "placement", services.gossip.keep_members)
         for worker in services.workers:
             nursery.start_soon(keep, worker.name, worker.run)
-        await services.gossip.keep_members()
         self.services = services
         self._exchanging.set()
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.advertised, cluster_id)

@@ -1417,6 +1417,22 @@ MUTANTS = (
         ("tests/peer/gossip/test_whole_states.py",),
     ),
     Mutant(
+        "start-waits-for-placement",
+        "A peer that was stopped while members changed serves only once it has gone through all its files.",
+        "peer/node.py",
+        '        nursery.start_soon(keep, "placement", services.gossip.keep_members)',
+        "        await services.gossip.keep_members()",
+        (f"{PLACEMENT}::test_a_peer_serves_before_it_has_gone_through_its_files_after_a_change_of_members",),
+    ),
+    Mutant(
+        "placement-before-clients",
+        "A change of members takes half of the writer's time from clients for as long as it takes.",
+        "peer/gossip/placement.py",
+        "        await rest(worked_s)",
+        "        await rest(0)",
+        (f"{PLACEMENT}::test_a_change_of_members_gives_way_to_clients",),
+    ),
+    Mutant(
         "check-believes-file-names",
         "The check of a data folder takes a chunk for good because its file is there.",
         "peer/store/check.py",

@@ -104,7 +104,8 @@ class Gossip:
             await database.write(lambda: save_members(database.store, members))
             async with self._keeping:
                 # Not `members`: others may have come while this waited for its turn.
-                await requeue(self._env, database, self._others.placement, self._others.membership.members())
+                members = self._others.membership.members()
+                await requeue(self._env, database, self._others.placement, members, self._others.rest)
         except StoreError as error:
             log.error("cannot keep the members: %s", error)
         self._here.news.tell()

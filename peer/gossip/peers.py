@@ -32,7 +32,11 @@ class Peers:
 
         See `Pace.rest`.
         """
-        await self.pace.rest(self.pace.now() - since, [*self._on_this_machine(), *filter(None, [node_id])], rests)
+        await self.rest(self.pace.now() - since, node_id, rests)
+
+    async def rest(self, worked_s: float, node_id: NodeId | None = None, rests: float = RESTS) -> None:
+        """The same after work of so long."""
+        await self.pace.rest(worked_s, [*self._on_this_machine(), *filter(None, [node_id])], rests)
 
     def _on_this_machine(self) -> list[NodeId]:
         """The other members whose address has the same host as ours: they share the machine with this one."""

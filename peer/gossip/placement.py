@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 import trio
@@ -59,11 +59,18 @@ class Placement:
         return self.targets(partition_of(file_key), copies)
 
 
-async def requeue(env: Env, database: Database, placement: Placement, members: tuple[Member, ...]) -> None:
+async def requeue(
+    env: Env,
+    database: Database,
+    placement: Placement,
+    members: tuple[Member, ...],
+    rest: Callable[[float], Awaitable[None]],
+) -> None:
     """Bring placement, and the queue of missing copies, in line with the members.
 
-    Ends early when placement follows other members by then, for whom somebody else does it. Raises StoreError; then the
-    rest of the queue follows at the next change, or start.
+    With a million files it takes minutes, or several times as long where clients are served: after each step it calls
+    `rest` with the seconds that took. Ends early when placement follows other members by then, for whom somebody else
+    does it. Raises StoreError; then the rest of the queue follows at the next change, or start.
     """
     places = placement.follow(members)
     # Off the event loop: with fifty members it takes about a second.
@@ -78,5 +85,7 @@ async def requeue(env: Env, database: Database, placement: Placement, members: t
         for partition, ranked in todo[:done]:
             placement.queued[partition] = ranked
         del todo[:done]
+        worked_s = env.clock.now() - began
         # Half of the time is for others.
-        await trio.sleep(min(env.clock.now() - began, PAUSE_MAX_S))
+        await trio.sleep(min(worked_s, PAUSE_MAX_S))
+        await rest(worked_s)

@@ -8,7 +8,8 @@ import pytest
 import trio
 from worlds import few_partitions, in_world, others, pending, put, rows, services
 
-from peer.gossip.placement import requeue
+from peer.gossip.placement import PAUSE_MAX_S, requeue
+from peer.pace import RESTS
 from peer.store.members import load_members, load_ranks
 from peer.world.env import NoSpace
 from protocol.identity import Member, NodeId
@@ -44,7 +45,7 @@ def test_a_new_member_queues_exactly_the_files_it_should_have() -> None:
         peer = services(world, "node-1")
         newcomer = Member(NodeId("node-3"), "127.0.0.1:1", 1)
         members = (*peer.others.membership.members(), newcomer)
-        await requeue(peer.env, peer.here.database, peer.others.placement, members)
+        await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
         targets_of = peer.others.placement.targets_of
         expected = [f"k{number}" for number in range(40) if newcomer.node_id in targets_of(f"k{number}", 2)]
         assert 10 < len(expected) < 40
@@ -72,10 +73,10 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
 
         peer.here.database.write = fails_behind_the_step  # type: ignore[method-assign]
         with pytest.raises(NoSpace):
-            await requeue(peer.env, peer.here.database, peer.others.placement, members)
+            await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
         assert peer.others.placement.queued == before
         peer.here.database.write = write  # type: ignore[method-assign]
-        await requeue(peer.env, peer.here.database, peer.others.placement, members)
+        await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
         assert peer.others.placement.queued == rank_all([Place(member.node_id) for member in members])
         assert pending(world, "node-1") == [("k", "node-2")]
         assert rows(world, "node-1", "SELECT count(*) FROM placement") == [(2 * len(before),)]
@@ -137,7 +138,7 @@ def test_members_change_the_queue_alike_in_steps_of_any_size(budget: int, monkey
         # One comes, another comes, the first one goes: what it lacked nobody lacks any more.
         for members in ((*mine, newcomers[0]), (*mine, *newcomers), (*mine, newcomers[1])):
             steps = 0
-            await requeue(peer.env, peer.here.database, peer.others.placement, members)
+            await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
             wanted = [(f"k{n}", target) for n in range(30) for target in targets_of(f"k{n}", 2) if target != "node-1"]
             assert pending(world, "node-1") == sorted(wanted)
             assert len(wanted) > 10
@@ -160,11 +161,61 @@ def test_a_requeue_that_was_overtaken_by_other_members_leaves_the_rest_to_them(
         mine = peer.others.membership.members()
         first, second = ((*mine, Member(NodeId(f"node-{number}"), "127.0.0.1:1", 1)) for number in (2, 3))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(requeue, peer.env, database, placement, first)
+            nursery.start_soon(requeue, peer.env, database, placement, first, peer.others.rest)
             await world.wait_until(lambda: bool(pending(world, "node-1")), 10)
             placement.follow(second)
         assert len(pending(world, "node-1")) < 30
-        await requeue(peer.env, database, placement, second)
+        await requeue(peer.env, database, placement, second, peer.others.rest)
         assert pending(world, "node-1") == [(f"k{n}", "node-3") for n in sorted(range(30), key=lambda n: f"k{n}")]
+
+    in_world(scenario, peers=1, copies=2)
+
+
+def test_a_peer_serves_before_it_has_gone_through_its_files_after_a_change_of_members(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def endless(*args: object) -> None:
+        await trio.sleep_forever()
+
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"x")
+        await world.crash("node-1")
+        monkeypatch.setattr("peer.gossip.membership.requeue", endless)
+        with trio.fail_after(10):
+            await world.start("node-1")
+            await services(world, "node-1").ready.wait()
+        await put(world, "node-1", "n", b"x")
+
+    in_world(scenario, peers=2)
+
+
+def test_a_change_of_members_gives_way_to_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", 10)
+
+    async def scenario(world: World) -> None:
+        peer = services(world, "node-1")
+        for number in range(30):
+            await put(world, "node-1", f"k{number}", b"x")
+        write = peer.here.database.write
+
+        async def slow(step: Any, **options: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            await trio.sleep(0.2)
+            if is_serving:
+                peer.others.pace.serve()
+            return await write(step, **options)
+
+        peer.here.database.write = slow  # type: ignore[method-assign]
+        mine, took = peer.others.membership.members(), []
+        for number in (2, 3):
+            steps, is_serving = 0, number == 3
+            members = (*mine, Member(NodeId(f"node-{number}"), "127.0.0.1:1", 1))
+            await trio.sleep(2)
+            began = trio.current_time()
+            await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
+            took.append((trio.current_time() - began) / steps)
+        assert took[0] == pytest.approx(0.2 + PAUSE_MAX_S, abs=0.01)
+        assert took[1] == pytest.approx(0.2 + PAUSE_MAX_S + RESTS * 0.2, abs=0.01)
 
     in_world(scenario, peers=1, copies=2)
