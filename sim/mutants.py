@@ -1425,6 +1425,14 @@ MUTANTS = (
         (f"{PLACEMENT}::test_a_peer_serves_before_it_has_gone_through_its_files_after_a_change_of_members",),
     ),
     Mutant(
+        "step-as-long-as-it-takes",
+        "A step of a change of members has as many puts as ever, however long the last one held the writer.",
+        "peer/gossip/placement.py",
+        "    return max(least, min(most, 2 * budget, fitting))",
+        "    return max(least, min(most, 2 * budget, max(budget, fitting)))",
+        (f"{PLACEMENT}::test_the_next_step_has_as_much_as_the_last_one_could_have_had_in_its_time",),
+    ),
+    Mutant(
         "placement-before-clients",
         "A change of members takes half of the writer's time from clients for as long as it takes.",
         "peer/gossip/placement.py",

@@ -14,7 +14,10 @@ from protocol.identity import Member, NodeId
 from protocol.placement import PARTITIONS, Place, partition_of, rank_all, rank_places
 
 BUDGET_OF_A_STEP = 256
-"""Puts and partitions gone through in one transaction, so that uploads get a turn in between."""
+"""Puts and partitions gone through in the first transaction, so that uploads get a turn in between."""
+BUDGETS = (64, 1024)
+"""The fewest and the most of a later one, which has as many as the one before could have had in `STEP_S`."""
+STEP_S = 0.025
 PAUSE_MAX_S = 0.1
 
 
@@ -77,11 +80,10 @@ async def requeue(
     ranks = await env.run_blocking(Work.HASH, rank_all, places)
     changed = [partition for partition in range(PARTITIONS) if placement.queued[partition] != ranks[partition]]
     todo = [(partition, ranks[partition]) for partition in changed]
-    after = 0
+    after, budget = 0, BUDGET_OF_A_STEP
     while todo and placement.places == places:
         began = env.clock.now()
-        some = todo[:BUDGET_OF_A_STEP]
-        done, after = await database.write(partial(rerank, database.store, some, after, BUDGET_OF_A_STEP))
+        done, after = await database.write(partial(rerank, database.store, todo[:budget], after, budget))
         for partition, ranked in todo[:done]:
             placement.queued[partition] = ranked
         del todo[:done]
@@ -89,3 +91,11 @@ async def requeue(
         # Half of the time is for others.
         await trio.sleep(min(worked_s, PAUSE_MAX_S))
         await rest(worked_s)
+        budget = _next_budget(budget, worked_s)
+
+
+def _next_budget(budget: int, took_s: float) -> int:
+    """How much to go through in a step after one that took so long; from one to the next it at most doubles."""
+    fitting = int(budget * STEP_S / took_s) if took_s > 0 else 2 * budget
+    least, most = BUDGETS
+    return max(least, min(most, 2 * budget, fitting))

@@ -13,8 +13,8 @@ import trio
 from peer.cluster import free_base_port, settle_layout
 from sim.bench import machine
 from sim.fill import Filling, fill
-from sim.growth.phases import NODES, SIZE, Grown, measure
-from sim.growth.report import as_json, as_markdown, as_picture
+from sim.growth.phases import NODES, SIZE, measure
+from sim.growth.report import Cluster, as_json, as_markdown, as_picture
 
 
 @click.command()
@@ -34,7 +34,8 @@ from sim.growth.report import as_json, as_markdown, as_picture
 @click.option(
     "--report",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write report.md, report.json and report.svg there.  [default: only print]",
+    help="Write report.md, report.json and report.svg there, beside what was measured of other sizes before."
+    "  [default: only print]",
 )
 def growth(
     folder: Path, sizes: tuple[int, ...], limit_s: float, calm_s: float, missed: int, report: Path | None
@@ -46,15 +47,14 @@ def growth(
     """
     about = [machine.describe(), f"sim growth: {limit_s:g} s a phase at most, calm ones {calm_s:g} s"]
     click.echo("\n".join(f"# {line}" for line in about), err=True)
-    results: list[Grown] = []
     for files in sizes:
         used = _copy_of(folder, files)
         try:
-            results.append(trio.run(measure, used.absolute(), files, limit_s, calm_s, missed, click.echo))
+            grown = trio.run(measure, used.absolute(), files, limit_s, calm_s, missed, click.echo)
         finally:
             shutil.rmtree(used, ignore_errors=True)
         if report is not None:
-            _write(report, about, results)
+            _add_to(report, {"about": about, **as_json(grown)})
 
 
 def _copy_of(folder: Path, files: int) -> Path:
@@ -72,9 +72,13 @@ def _copy_of(folder: Path, files: int) -> Path:
     return used
 
 
-def _write(report: Path, about: list[str], results: list[Grown]) -> None:
+def _add_to(report: Path, cluster: Cluster) -> None:
+    """Write what was measured of a cluster into a report, in place of what it has of one of this size."""
     report.mkdir(parents=True, exist_ok=True)
-    (report / "report.md").write_text(as_markdown(about, results), encoding="utf-8")
-    (report / "report.svg").write_text(as_picture(results), encoding="utf-8")
-    values = {"about": about, "clusters": [as_json(grown) for grown in results]}
-    (report / "report.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    path = report / "report.json"
+    known: list[Cluster] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    others = [other for other in known if other["files"] != cluster["files"]]
+    clusters = sorted([*others, cluster], key=lambda one: int(one["files"]))
+    path.write_text(json.dumps(clusters, indent=1) + "\n", encoding="utf-8")
+    (report / "report.md").write_text(as_markdown(clusters), encoding="utf-8")
+    (report / "report.svg").write_text(as_picture(clusters), encoding="utf-8")

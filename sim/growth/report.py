@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sim.bench.report import COLORS
-from sim.growth.phases import Grown, Phase
+from sim.growth.phases import Grown
 
 HEAD = (
     "| files | what happens | until no copy lacks | uploads /s | p50, p99, longest ms | a copy short "
@@ -18,8 +18,12 @@ HEAD = (
 PANEL_WIDTH, PANEL_HEIGHT, MARGIN, PANELS_A_ROW = 260, 170, 50, 3
 
 
-def as_json(grown: Grown) -> dict[str, Any]:
-    """All figures of a cluster, as plain values; of the uploads of a phase what they came to."""
+Cluster = dict[str, Any]
+"""All figures of a cluster, as plain values; a phase is one too."""
+
+
+def as_json(grown: Grown) -> Cluster:
+    """What was measured, as plain values; of the uploads of a phase what they came to."""
     found = asdict(grown)
     for phase, plain in zip(grown.phases, found["phases"], strict=True):
         uploads = phase.uploads
@@ -34,53 +38,53 @@ def as_json(grown: Grown) -> dict[str, Any]:
     return found
 
 
-def as_markdown(about: Sequence[str], results: Sequence[Grown]) -> str:
+def as_markdown(clusters: Sequence[Cluster]) -> str:
     """The tables, with what they were measured on above them."""
-    lines = [*(f"- {line}" for line in about), "", f"| | {' | '.join(f'{grown.files:,} files' for grown in results)} |"]
-    lines.append("| --- " * (len(results) + 1) + "|")
-    for name, figure in _CALM:
-        lines.append(f"| {name} | {' | '.join(figure(grown) for grown in results)} |")
+    about = dict.fromkeys(line for cluster in clusters for line in cluster["about"])
+    lines = [*(f"- {line}" for line in about), ""]
+    sizes = [f"{cluster['files']:,} files" for cluster in clusters]
+    lines.append(f"| | {' | '.join(sizes)} |")
+    lines.append("| --- " * (len(clusters) + 1) + "|")
+    for name, key, form in _CALM:
+        lines.append(f"| {name} | {' | '.join(form.format(cluster[key]) for cluster in clusters)} |")
     lines += ["", HEAD, "| --- " * HEAD.count("| ") + "|"]
-    lines += [_line(grown.files, phase) for grown in results for phase in grown.phases]
+    lines += [_line(cluster["files"], phase) for cluster in clusters for phase in cluster["phases"]]
     return "\n".join(lines) + "\n"
 
 
-_CALM: tuple[tuple[str, Callable[[Grown], str]], ...] = (
-    ("from the start of three peers until all are ready", lambda grown: f"{grown.ready_s:.1f} s"),
-    ("until they have looked over their rows", lambda grown: f"{grown.verified_s:.1f} s"),
-    ("a list of 100 files", lambda grown: f"{grown.list_ms:.1f} ms"),
-    ("a read of 4 KiB", lambda grown: f"{grown.read_ms:.2f} ms"),
-    ("database, bytes a file of 4 KiB", lambda grown: f"{grown.bytes_per_file:,.0f}"),
+_CALM = (
+    ("from the start of three peers until all are ready", "ready_s", "{:.1f} s"),
+    ("until they have looked over their rows and files", "verified_s", "{:.0f} s"),
+    ("a list of 100 files", "list_ms", "{:.1f} ms"),
+    ("a read of 4 KiB", "read_ms", "{:.2f} ms"),
+    ("database, bytes a file of 4 KiB", "bytes_per_file", "{:,.0f}"),
 )
 
 
-def _line(files: int, phase: Phase) -> str:
-    uploads = phase.uploads
-    took = "" if not phase.has_end else "not within the limit" if phase.took_s is None else f"{phase.took_s:.0f} s"
+def _line(files: int, phase: dict[str, Any]) -> str:
+    uploads, took_s = phase["uploads"], phase["took_s"]
+    took = "" if not phase["has_end"] else "not within the limit" if took_s is None else f"{took_s:.0f} s"
     cells = [
         f"{files:,}",
-        phase.name,
+        phase["name"],
         took,
-        f"{uploads.per_s:.0f}",
-        f"{uploads.at(0.5):.0f}, {uploads.at(0.99):.0f}, {uploads.at(1):.0f}",
-        str(uploads.short),
-        f"{phase.hold_ms:.0f}, {phase.stall_ms:.0f}",
-        "-" if phase.memory_mib is None else f"{phase.memory_mib:.0f}",
+        f"{uploads['per_s']:.0f}",
+        f"{uploads['p50_ms']:.0f}, {uploads['p99_ms']:.0f}, {uploads['longest_ms']:.0f}",
+        str(uploads["short"]),
+        f"{phase['hold_ms']:.0f}, {phase['stall_ms']:.0f}",
+        "-" if phase["memory_mib"] is None else f"{phase['memory_mib']:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def as_picture(results: Sequence[Grown]) -> str:
+def as_picture(clusters: Sequence[Cluster]) -> str:
     """Panels (SVG), one for each figure: how it grows with the number of files, a line for each phase."""
-    names = list(dict.fromkeys(phase.name for grown in results for phase in grown.phases))
+    names = list(dict.fromkeys(phase["name"] for cluster in clusters for phase in cluster["phases"]))
     panels: list[tuple[str, list[tuple[str, list[tuple[int, float]]]]]] = [
-        ("until ready, s", [("", [(grown.files, grown.ready_s) for grown in results])]),
-        ("a list of 100 files, ms", [("", [(grown.files, grown.list_ms) for grown in results])]),
-        ("database, bytes a file", [("", [(grown.files, grown.bytes_per_file) for grown in results])]),
+        (title, [("", [(cluster["files"], cluster[key]) for cluster in clusters])]) for title, key in _OF_CLUSTERS
     ]
     for title, figure in _OF_PHASES:
-        lines = [(name, _points(results, name, figure)) for name in names]
-        panels.append((title, lines))
+        panels.append((title, [(name, _points(clusters, name, figure)) for name in names]))
     drawn = [_panel(at, title, lines, names) for at, (title, lines) in enumerate(panels)]
     rows = math.ceil(len(panels) / PANELS_A_ROW)
     height = rows * (PANEL_HEIGHT + MARGIN) + 20 * (len(names) + 1)
@@ -96,18 +100,30 @@ def as_picture(results: Sequence[Grown]) -> str:
     )
 
 
-_OF_PHASES: tuple[tuple[str, Callable[[Phase], float]], ...] = (
-    ("uploads a second", lambda phase: phase.uploads.per_s),
-    ("upload, p50 ms", lambda phase: phase.uploads.at(0.5)),
-    ("upload, p99 ms", lambda phase: phase.uploads.at(0.99)),
-    ("longest transaction, ms", lambda phase: phase.hold_ms),
-    ("longest stall of a loop, ms", lambda phase: phase.stall_ms),
-    ("memory of the largest peer, MiB", lambda phase: phase.memory_mib or 0.0),
+_OF_CLUSTERS = (
+    ("until ready, s", "ready_s"),
+    ("a list of 100 files, ms", "list_ms"),
+    ("database, bytes a file", "bytes_per_file"),
+)
+_OF_PHASES: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+    ("uploads a second", lambda phase: phase["uploads"]["per_s"]),
+    ("upload, p50 ms", lambda phase: phase["uploads"]["p50_ms"]),
+    ("upload, p99 ms", lambda phase: phase["uploads"]["p99_ms"]),
+    ("longest transaction, ms", lambda phase: phase["hold_ms"]),
+    ("longest stall of a loop, ms", lambda phase: phase["stall_ms"]),
+    ("memory of the largest peer, MiB", lambda phase: phase["memory_mib"] or 0.0),
 )
 
 
-def _points(results: Sequence[Grown], name: str, figure: Callable[[Phase], float]) -> list[tuple[int, float]]:
-    return [(grown.files, figure(phase)) for grown in results for phase in grown.phases if phase.name == name]
+def _points(
+    clusters: Sequence[Cluster], name: str, figure: Callable[[dict[str, Any]], float]
+) -> list[tuple[int, float]]:
+    return [
+        (cluster["files"], figure(phase))
+        for cluster in clusters
+        for phase in cluster["phases"]
+        if phase["name"] == name
+    ]
 
 
 def _color(at: int) -> str:

@@ -8,13 +8,30 @@ import pytest
 import trio
 from worlds import few_partitions, in_world, others, pending, put, rows, services
 
-from peer.gossip.placement import PAUSE_MAX_S, requeue
+from peer.gossip.placement import BUDGETS, PAUSE_MAX_S, STEP_S, _next_budget, requeue
 from peer.pace import RESTS
 from peer.store.members import load_members, load_ranks
 from peer.world.env import NoSpace
 from protocol.identity import Member, NodeId
 from protocol.placement import Place, rank_all
 from sim.world import World
+
+
+def steps_of(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a change of members goes through so many puts and partitions."""
+    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", budget)
+    monkeypatch.setattr("peer.gossip.placement.BUDGETS", (budget, budget))
+
+
+@pytest.mark.parametrize(
+    ("budget", "took_s", "expected"),
+    [(256, STEP_S, 256), (256, 2 * STEP_S, 128), (256, STEP_S / 1.5, 384), (256, 0.0, 512), (256, STEP_S / 100, 512),
+     (800, 0.0, BUDGETS[1]), (70, 9 * STEP_S, BUDGETS[0])],
+)  # fmt: skip
+def test_the_next_step_has_as_much_as_the_last_one_could_have_had_in_its_time(
+    budget: int, took_s: float, expected: int
+) -> None:
+    assert _next_budget(budget, took_s) == expected
 
 
 def test_members_and_ranks_are_there_again_after_a_restart() -> None:
@@ -117,7 +134,7 @@ def test_an_upload_counts_on_a_new_member_before_the_queue_has_caught_up_with_it
 
 @pytest.mark.parametrize("budget", [1, 2, 7, 10_000])
 def test_members_change_the_queue_alike_in_steps_of_any_size(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", budget)
+    steps_of(budget, monkeypatch)
 
     async def scenario(world: World) -> None:
         peer = services(world, "node-1")
@@ -151,7 +168,7 @@ def test_members_change_the_queue_alike_in_steps_of_any_size(budget: int, monkey
 def test_a_requeue_that_was_overtaken_by_other_members_leaves_the_rest_to_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", 3)
+    steps_of(3, monkeypatch)
 
     async def scenario(world: World) -> None:
         peer = services(world, "node-1")
@@ -190,7 +207,7 @@ def test_a_peer_serves_before_it_has_gone_through_its_files_after_a_change_of_me
 
 
 def test_a_change_of_members_gives_way_to_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peer.gossip.placement.BUDGET_OF_A_STEP", 10)
+    steps_of(10, monkeypatch)
 
     async def scenario(world: World) -> None:
         peer = services(world, "node-1")
