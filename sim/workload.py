@@ -54,7 +54,8 @@ class Workload:
         self.registered: dict[str, None] = {}
         self._sent: dict[str, set[str]] = {}
         """By key, the checksums of all that was ever sent under it."""
-        self._own = [f"ours-{number}" for number in range(life.keys)]
+        self._numbers = itertools.count()
+        self._own = [f"ours-{next(self._numbers)}" for _ in range(life.keys)]
 
     async def run(self, over: trio.Event) -> None:
         """Operate until it is over, and the last operations have ended."""
@@ -88,11 +89,22 @@ class Workload:
                 await next(operation for up_to, operation in operations if draw <= up_to)(chance, via)
 
     async def _on_own(self, operation: Callable[[Random, str, FileModel], Any], chance: Random, via: str) -> None:
-        file = self.files.setdefault(key := chance.choice(self._own), FileModel(key))
-        if not file.busy and not file.retired:
-            file.busy = True
-            await operation(chance, via, file)
-            file.busy = False
+        file = self._own_file(chance.choice(self._own))
+        if file.busy:
+            # Where there are few files, clients would mostly wait.
+            free = [file for file in map(self._own_file, self._own) if not file.busy]
+            if not free:
+                return
+            file = chance.choice(free)
+        file.busy = True
+        await operation(chance, via, file)
+        file.busy = False
+        if file.retired:
+            # Nothing can be expected of it any more: another one takes its place, or clients would run out of keys.
+            self._own[self._own.index(file.file_key)] = f"ours-{next(self._numbers)}"
+
+    def _own_file(self, key: str) -> FileModel:
+        return self.files.setdefault(key, FileModel(key))
 
     @staticmethod
     def _content(chance: Random) -> tuple[Version, bytes]:
