@@ -39,6 +39,7 @@ from peer.cluster import (
 
 POLL_S = 0.05
 LOGGED_WITHIN_S = 10
+TIDY_WITHIN_S = 10
 CURL_TIMEOUT_S = 60
 BLOCK_BYTES = 1024 * 1024
 
@@ -132,6 +133,14 @@ class Peers:
             return line in self.log_of(node_id)
 
         await wait_until(is_logged, LOGGED_WITHIN_S, f"{node_id} logs {line!r}")
+
+    async def wait_tidy(self, node_id: str) -> None:
+        """Until a peer's folder has the files its rows name, and no others: behind a start that takes a moment."""
+
+        async def is_tidy() -> bool:
+            return bytes_in(self.folder(node_id)).is_tidy
+
+        await wait_until(is_tidy, TIDY_WITHIN_S, f"{node_id} has tidied up")
 
     def pid(self, node_id: str) -> int:
         (pid,) = [peer.pid for peer in self.local.status() if peer.node_id == node_id]

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from e2e.cluster_fixture import bytes_in, running_peers, within
+from e2e.cluster_fixture import running_peers, within
 
 from sim.chaos.storm import Chaos
 from sim.model import FileModel, Version
@@ -34,7 +34,7 @@ async def test_what_was_acknowledged_survives_random_kills(tmp_path: Path) -> No
         await peers.local.start_all()
         await chaos.recheck()
         for node_id in peers.node_ids:
-            assert bytes_in(peers.folder(node_id)).is_tidy, node_id
+            await peers.wait_tidy(node_id)
 
 
 # The model itself: it must object to what breaks a promise, and only to that.

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from e2e.cluster_fixture import Peers, bytes_in, content_of, database_of, running_peers, wait_until, within
+from e2e.cluster_fixture import Peers, content_of, database_of, running_peers, wait_until, within
 
 pytestmark = pytest.mark.e2e
 
@@ -66,7 +66,7 @@ async def test_killed_in_the_middle_of_many_uploads_it_opens_again(tmp_path: Pat
                 await wait_until(are_enough, 30, f"{wanted} uploads are acknowledged")
                 await peers.local.kill("node-1")
             await peers.local.start("node-1")
-            assert bytes_in(peers.folder("node-1")).is_tidy
+            await peers.wait_tidy("node-1")
             assert acknowledged.keys() <= (await peers.listed("node-1")).keys()
 
         listed = await peers.wait_alike(HEALED_WITHIN_S)
@@ -113,7 +113,7 @@ async def test_an_emptied_data_folder_fills_again_and_brings_nothing_back(tmp_pa
         assert listed.keys() == contents.keys()
         assert all(file["replicas"] == list(peers.node_ids) for file in listed.values())
         await check_alone(peers, "node-2", contents, gone)
-        assert bytes_in(folder).is_tidy
+        await peers.wait_tidy("node-2")
 
 
 @pytest.mark.once
@@ -148,7 +148,7 @@ async def test_a_data_folder_put_back_from_a_copy_converges_and_brings_nothing_b
         assert listed.keys() == contents.keys()
         assert all(file["replicas"] == list(peers.node_ids) for file in listed.values())
         await check_alone(peers, "node-2", contents, gone)
-        assert bytes_in(folder).is_tidy
+        await peers.wait_tidy("node-2")
         contents |= await upload_some(peers, "node-2", 4, "later")
         await peers.wait_alike(HEALED_WITHIN_S)
         for node_id in peers.node_ids:

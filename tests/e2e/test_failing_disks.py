@@ -101,6 +101,7 @@ async def test_a_commit_that_failed_and_comes_back_after_a_kill_costs_nothing(tm
         with database_of(peers.folder("node-1")) as database:
             (serial,) = database.execute("SELECT serial FROM chunks").fetchone()
         assert await peers.content("node-1", "k") == (200, content)
+        await peers.wait_tidy("node-1")
         (chunk_file,) = (peers.folder("node-1") / "chunks").glob("*/*")
         assert chunk_file.suffix == f".{serial}"
 
