@@ -1433,6 +1433,14 @@ MUTANTS = (
         (f"{PLACEMENT}::test_the_next_step_has_as_much_as_the_last_one_could_have_had_in_its_time",),
     ),
     Mutant(
+        "placement-takes-the-last-room",
+        "On a full disk a change of members writes into the room that deletions need.",
+        "peer/gossip/placement.py",
+        "        done, after = await database.write(step, grows=True)",
+        "        done, after = await database.write(step)",
+        (f"{PLACEMENT}::test_a_change_of_members_waits_for_room_on_a_full_disk_and_leaves_what_there_is_to_deletions",),
+    ),
+    Mutant(
         "placement-before-clients",
         "A change of members takes half of the writer's time from clients for as long as it takes.",
         "peer/gossip/placement.py",

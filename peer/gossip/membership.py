@@ -13,7 +13,7 @@ from peer.gossip.peers import Peers
 from peer.gossip.placement import requeue
 from peer.store.holding import Holding
 from peer.store.members import save_members
-from peer.world.env import Datagrams, Env, StoreError
+from peer.world.env import Datagrams, Env, NoSpace, StoreError
 from protocol.errors import ProtocolError, WrongCluster, WrongVersion
 from protocol.identity import Member, NodeId
 from protocol.membership import (
@@ -31,6 +31,9 @@ from protocol.membership import (
 from protocol.messages import decode_datagram, encode_datagram
 
 log = logging.getLogger("minidfs.gossip")
+
+FULL_PAUSE_S = 5.0
+"""Between looks whether there is room on the disk again."""
 
 
 class Gossip:
@@ -104,11 +107,23 @@ class Gossip:
             await database.write(lambda: save_members(database.store, members))
             async with self._keeping:
                 # Not `members`: others may have come while this waited for its turn.
-                members = self._others.membership.members()
-                await requeue(self._env, database, self._others.placement, members, self._others.rest)
+                while True:
+                    if await self._requeue():
+                        break
+                    await trio.sleep(FULL_PAUSE_S)
         except StoreError as error:
             log.error("cannot keep the members: %s", error)
         self._here.news.tell()
+
+    async def _requeue(self) -> bool:
+        """Bring the queue of missing copies in line with the members; False when there is no room for that."""
+        members = self._others.membership.members()
+        try:
+            await requeue(self._env, self._here.database, self._others.placement, members, self._others.rest)
+        except NoSpace:
+            # What room there is others need, to delete files.
+            return False
+        return True
 
     def _carry_out(self, effects: list[Effect]) -> None:
         nursery = self._nursery

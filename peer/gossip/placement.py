@@ -83,7 +83,8 @@ async def requeue(
     after, budget = 0, BUDGET_OF_A_STEP
     while todo and placement.places == places:
         began = env.clock.now()
-        done, after = await database.write(partial(rerank, database.store, todo[:budget], after, budget))
+        step = partial(rerank, database.store, todo[:budget], after, budget)
+        done, after = await database.write(step, grows=True)
         for partition, ranked in todo[:done]:
             placement.queued[partition] = ranked
         del todo[:done]

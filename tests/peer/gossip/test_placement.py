@@ -8,6 +8,7 @@ import pytest
 import trio
 from worlds import few_partitions, in_world, others, pending, put, rows, services
 
+from peer.gossip.membership import FULL_PAUSE_S
 from peer.gossip.placement import BUDGETS, PAUSE_MAX_S, STEP_S, _next_budget, requeue
 from peer.pace import RESTS
 from peer.store.members import load_members, load_ranks
@@ -81,12 +82,12 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
         before = list(peer.others.placement.queued)
         write = peer.here.database.write
 
-        async def fails_behind_the_step(step):
+        async def fails_behind_the_step(step: Any, **options: Any) -> Any:
             def full() -> None:
                 step()
                 raise NoSpace("the disk is full")
 
-            return await write(full)
+            return await write(full, **options)
 
         peer.here.database.write = fails_behind_the_step  # type: ignore[method-assign]
         with pytest.raises(NoSpace):
@@ -234,5 +235,28 @@ def test_a_change_of_members_gives_way_to_clients(monkeypatch: pytest.MonkeyPatc
             took.append((trio.current_time() - began) / steps)
         assert took[0] == pytest.approx(0.2 + PAUSE_MAX_S, abs=0.01)
         assert took[1] == pytest.approx(0.2 + PAUSE_MAX_S + RESTS * 0.2, abs=0.01)
+
+    in_world(scenario, peers=1, copies=2)
+
+
+def test_a_change_of_members_waits_for_room_on_a_full_disk_and_leaves_what_there_is_to_deletions() -> None:
+    async def scenario(world: World) -> None:
+        await put(world, "node-1", "k", b"x")
+        peer = services(world, "node-1")
+        members = (*peer.others.membership.members(), Member(NodeId("node-2"), "127.0.0.1:1", 1))
+        check_space = peer.here.database.check_space
+
+        def full() -> None:
+            raise NoSpace("the disk is full")
+
+        peer.here.database.check_space = full
+        with pytest.raises(NoSpace):
+            await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
+        assert pending(world, "node-1") == []
+        peer.gossip.learn(members)
+        await trio.sleep(60)
+        assert pending(world, "node-1") == []
+        peer.here.database.check_space = check_space
+        await world.wait_until(lambda: pending(world, "node-1") == [("k", "node-2")], 2 * FULL_PAUSE_S)
 
     in_world(scenario, peers=1, copies=2)
