@@ -94,6 +94,7 @@ def test_a_placement_that_could_not_be_written_is_tried_again() -> None:
             await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
         assert peer.others.placement.queued == before
         peer.here.database.write = write  # type: ignore[method-assign]
+        await world.wait_until(lambda: peer.here.space.reason is None, 30)
         await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
         assert peer.others.placement.queued == rank_all([Place(member.node_id) for member in members])
         assert pending(world, "node-1") == [("k", "node-2")]
