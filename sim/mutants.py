@@ -40,6 +40,7 @@ HOSTILE = "tests/peer/gossip/test_hostile_members.py"
 EXCHANGE = "tests/peer/gossip/test_exchange.py"
 CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
 PLACEMENT = "tests/peer/gossip/test_placement.py"
+REPAIR = "tests/peer/upkeep/test_repair.py"
 DEFICITS = "tests/peer/upkeep/test_deficits.py"
 VERIFICATION = "tests/peer/upkeep/test_verification.py"
 MEMBERSHIP = "tests/protocol/test_membership.py"
@@ -725,7 +726,7 @@ MUTANTS = (
         "peer/store/catalog.py",
         "            self._write_deficits((item, put_row, target) for item, target in items.items())\n",
         "            assert put_row or items\n",
-        ("tests/peer/upkeep/test_repair.py",),
+        (REPAIR,),
     ),
     Mutant(
         "a-receipt-for-having-heard",
@@ -1066,9 +1067,25 @@ MUTANTS = (
         "standstill-goes-on",
         "Ops that cannot be applied, for rows of the log are lost, are sent for ever.",
         "peer/gossip/exchange.py",
-        "        if request.ops and is_still_there and not self._is_stuck:",
+        "        if is_still_there and not self._is_stuck and _is_something_lacking(request, reply):",
         "        if request.behind and is_still_there:",
         (f"{EXCHANGE}::test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_spin",),
+    ),
+    Mutant(
+        "late-answer-proves-loss",
+        "A peer that was sent what it has by now, and so does not move, is taken for one that cannot apply it.",
+        "peer/gossip/exchange.py",
+        "        if is_still_there and not self._is_stuck and _is_something_lacking(request, reply):",
+        "        if is_still_there and not self._is_stuck and request.ops:",
+        (f"{EXCHANGE}::test_ops_a_peer_has_by_now_prove_no_loss",),
+    ),
+    Mutant(
+        "equal-files-wait",
+        "A repair whose chunk another one brought anew waits as if a peer had failed it.",
+        "peer/upkeep/repair.py",
+        "        if is_own_doing and not attempt.retry_count:",
+        "        if is_own_doing and attempt.retry_count:",
+        (f"{REPAIR}::test_files_of_the_same_bytes_that_are_repaired_side_by_side_do_not_make_each_other_wait",),
     ),
     Mutant(
         "drop-too-large-to-send",

@@ -381,9 +381,10 @@ class Link:
     async def _end_standstill(self, request: ExchangeRequest, reply: ExchangeReply, *, is_still_there: bool) -> bool:
         """Ops that went over and moved nothing build on rows that are lost: then a whole state helps, and no repeating.
 
+        Those it has by now prove nothing: what it was thought to know was of an older request, answered late.
         The next request tells the other to take ours over; what it has is taken over here. True to end the exchange.
         """
-        if request.ops and is_still_there and not self._is_stuck:
+        if is_still_there and not self._is_stuck and _is_something_lacking(request, reply):
             log.error("rows of the log are lost: %s, which cannot apply what is left, gets a whole state", self.node_id)
             self._is_stuck = True
         if reply.ops and self._here.database.committed.version_vector == request.vv:
@@ -500,3 +501,9 @@ class Link:
         store = self._here.database.store
         held = [dot for dot in asked if any(hold.holder == self.node_id for hold in store.holds_of(dot))]
         return heard, disagrees, held
+
+
+def _is_something_lacking(request: ExchangeRequest, reply: ExchangeReply) -> bool:
+    """Whether the peer still lacks ops that it was sent."""
+    sent = map(dots_in, request.ops)
+    return any(not covers(reply.vv, Dot(dots.origin, dots.last)) for dots in sent)

@@ -277,7 +277,8 @@ class Repair(Worker):
         here = self._here
         is_held = here.me in here.holders(put.dot)
         if not is_held and here.put_at(put.dot) is not None:
-            self._fail(put.dot, "a chunk that was here has gone; it will be fetched")
+            # Mostly another file that has it too brought it anew meanwhile.
+            self._fail(put.dot, "a chunk that was here has gone; it will be fetched", is_own_doing=True)
             return
         self.attempts.pop(put.dot, None)
         if is_held and not was_known:
@@ -291,7 +292,8 @@ class Repair(Worker):
         attempt.status = ItemStatus.IN_PROGRESS
         attempt.last_attempt_ms = self._here.wall_ms()
 
-    def _fail(self, dot: Dot, error: str) -> None:
+    def _fail(self, dot: Dot, error: str, *, is_own_doing: bool = False) -> None:
+        """Try again later; the first time at once, when no other peer was the reason."""
         if self._is_gone(dot):
             # Deleted or overwritten in the meantime: nobody has it, and nobody misses it.
             self.attempts.pop(dot, None)
@@ -300,9 +302,12 @@ class Repair(Worker):
         attempt.status = ItemStatus.FAILED
         attempt.error = error
         longest = max(BACK_OFF_S, self._config.heal_interval_s)
-        pause = min(longest, BACK_OFF_S * 2 ** min(attempt.retry_count, 16))
+        pause = min(longest, BACK_OFF_S * 2 ** min(attempt.retry_count, 16)) * self._jitter.uniform(0.8, 1.0)
+        if is_own_doing and not attempt.retry_count:
+            pause = 0.0
+            self.wake()
         attempt.retry_count += 1
-        attempt.not_before = self._env.clock.now() + pause * self._jitter.uniform(0.8, 1.0)
+        attempt.not_before = self._env.clock.now() + pause
         log.warning("repair of a copy failed, attempt %d: %s", attempt.retry_count, error)
 
     def _is_gone(self, dot: Dot) -> bool:

@@ -499,6 +499,25 @@ def test_a_lost_row_of_a_log_is_healed_by_a_whole_state_and_does_not_make_peers_
     in_world(scenario, peers=2)
 
 
+def test_ops_a_peer_has_by_now_prove_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    """What it is thought to know may be older than what it has: an earlier request of its own was answered late."""
+
+    async def scenario(world: World) -> None:
+        exchanger = services(world, "node-1").exchanger
+        link = exchanger.link(NodeId("node-2"))
+        await exchanger.exchange(NodeId("node-2"))
+        older = link.known_vv
+        await put(world, "node-1", "k", b"content")
+        await converged(world)
+        await exchanger.exchange(NodeId("node-2"))
+        link.known_vv, link._left_at = older, link.known_vv
+        await exchanger.exchange(NodeId("node-2"))
+        assert link.known_vv == link._here.database.committed.version_vector
+        assert "rows of the log are lost" not in caplog.text
+
+    in_world(scenario, peers=2)
+
+
 def count_exchanges(world: World) -> Counter[str]:
     """How often each peer is asked for an exchange from now on."""
     asked: Counter[str] = Counter()

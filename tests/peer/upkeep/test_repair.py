@@ -167,6 +167,29 @@ def test_a_repair_and_an_upload_that_bring_the_same_chunks_at_once_leave_them_wh
     )
 
 
+def test_files_of_the_same_bytes_that_are_repaired_side_by_side_do_not_make_each_other_wait() -> None:
+    """One fetches the chunk the other has just found here, and the file it was in goes."""
+
+    async def scenario(world: World) -> None:
+        repair = services(world, "node-2").repair
+        repair.wake = lambda: None  # type: ignore[method-assign]
+        part(world, ("node-1",), ("node-2",))
+        content = world.chance.randbytes(3 * 4096)
+        keys = [f"k{number}" for number in range(24)]
+        for key in keys:
+            await put(world, "node-1", key, content)
+        heal(world)
+        await services(world, "node-2").exchanger.exchange(NodeId("node-1"))
+        assert all(holders(world, "node-2", key) == ["node-1"] for key in keys)
+        await repair.heal()
+        failed = [attempt for attempt in repair.attempts.values() if attempt.status is ItemStatus.FAILED]
+        assert all(attempt.not_before <= services(world, "node-2").env.clock.now() for attempt in failed)
+        await repair.heal()
+        assert all(holders(world, "node-2", key) == ["node-1", "node-2"] for key in keys)
+
+    in_world(scenario, peers=2, copies=2, target_timeout_s=0.2, **SMALL, **QUIET)
+
+
 def test_a_repair_that_takes_longer_than_a_lease_keeps_the_chunks_it_has() -> None:
     async def scenario(world: World) -> None:
         part(world, ("node-1",), ("node-2",))
