@@ -87,9 +87,10 @@ class Config:
     """Copies of a file uploaded here, unless the upload says otherwise."""
     heal_interval_s: float = 30.0
     """Between anti-entropy rounds with a random peer, and between looks at what this peer lacks."""
-    probe_interval_s: float = 1.0
-    down_after_s: float = 3.0
-    """A peer that answers no probe for this long is taken for down."""
+    probe_interval_s: float = 0.5
+    """Between two rounds of probes, in each of which one other peer is asked whether it is there."""
+    down_after_s: float = 2.5
+    """A suspect has at least so long to answer for itself before it is taken for down; longer among more than ten."""
     target_timeout_s: float = 1.0
     """An upload's target, or a peer asked before a delete, that makes no progress for this long counts as failed."""
     durability: str = "fsync"

@@ -43,7 +43,8 @@ from peer.upkeep.repair import DeficitWatch, Repair
 from peer.upkeep.verification import Verification
 from peer.world.env import Datagrams, Env, HttpServer, StartError, StoreError
 from protocol.identity import Life, Member, NodeId
-from protocol.membership import Membership
+from protocol.member_list import MemberList
+from protocol.membership import Membership, Timing
 from protocol.replica import Replica
 
 log = logging.getLogger("minidfs.node")
@@ -186,8 +187,8 @@ class Node:
         cluster_id = await self._settle_cluster(database)
         if self.config.facade is not None:
             await check_facade(self.env, server, self.config.facade, cluster_id)
-        here, others = await self._build(database, placement, cluster_id)
-        services = self._wire(here, others, datagrams)
+        here, others, membership = await self._build(database, placement, cluster_id)
+        services = self._wire(here, others, membership, datagrams)
         keep = self.keeper.keep
         nursery.start_soon(keep, "gossip", services.gossip.run)
         nursery.start_soon(keep, "whole states", services.whole_states.run)
@@ -210,7 +211,9 @@ class Node:
         await meet_others(others, len(self.join))
         services.ready.set()
 
-    async def _build(self, database: Database, placement: Placement, cluster_id: str) -> tuple[Holding, Peers]:
+    async def _build(
+        self, database: Database, placement: Placement, cluster_id: str
+    ) -> tuple[Holding, Peers, Membership]:
         """What this peer has, and what it knows of the others, from its disk. Raises StoreError."""
         env, config = self.env, self.config
         me, members = await database.write(lambda: self._start_life(database, cluster_id))
@@ -222,12 +225,13 @@ class Node:
         here.is_damaged = database.look_up(lambda connection: meta_value(connection, DAMAGED)) is not None
         here.pinned_for = database.look_up(lambda connection: meta_value(connection, PINNED_FOR))
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
-        membership = Membership(me, members, config.probe_interval_s, config.down_after_s, life)
-        placement.follow(membership.members())
+        known = MemberList(me)
+        timing = Timing(config.probe_interval_s, config.down_after_s)
+        membership = Membership(known, members, timing, life, env.chance("probing"))
+        placement.follow(known.members())
         await chunks.open()
-        return here, Peers(
-            me.node_id, cluster_id, membership, placement, PeerClient(env, cluster_id, me.node_id), self._pace
-        )
+        client = PeerClient(env, cluster_id, me.node_id)
+        return here, Peers(me.node_id, cluster_id, known, placement, client, self._pace), membership
 
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
         """A step: this start gets a higher incarnation than all before; a whole state half fetched is of no use."""
@@ -241,12 +245,12 @@ class Node:
         save_members(store, (me,))
         return me, members
 
-    def _wire(self, here: Holding, others: Peers, datagrams: Datagrams) -> Services:
+    def _wire(self, here: Holding, others: Peers, membership: Membership, datagrams: Datagrams) -> Services:
         env, config = self.env, self.config
-        gossip = Gossip(env, here, others, datagrams, self._on_met, self._on_doubled)
+        gossip = Gossip(env, here, others, membership, datagrams, self._on_met, self._on_doubled)
         whole_states = WholeStates(env, here, others)
         forks = Forks(here, others)
-        exchanger = Exchanger(env, config, here, others, whole_states, forks, gossip.learn, self.keeper)
+        exchanger = Exchanger(env, config, here, others, whole_states, forks, gossip, self.keeper)
         fetching = Fetching(env, here, others)
         targets = Targets(config, here, others, exchanger)
         deliveries = Deliveries(env, config, here, others, exchanger)
@@ -261,7 +265,7 @@ class Node:
             others=others,
             gossip=gossip,
             exchanger=exchanger,
-            answering=Answering(env, here, others, exchanger, whole_states, forks, gossip.learn),
+            answering=Answering(env, here, others, exchanger, whole_states, forks, gossip),
             whole_states=whole_states,
             forks=forks,
             fetching=fetching,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, NewType
 
 from protocol.errors import MalformedMessage
@@ -69,6 +70,14 @@ class Member:
     address: str
     incarnation: int
     zone: str = ""
+
+
+class Status(Enum):
+    """What is believed of a peer."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DOWN = "down"
 
 
 class Life(NamedTuple):

@@ -1,231 +1,539 @@
 """Who belongs to the cluster and who of them answers: `handle(event, now) -> effects`.
 
-Every peer probes every other one each interval. Whether a peer answers steers requests only and moves no data; a
-silent one is probed on, so that it is met again as soon as it can be.
+SWIM (Das, Gupta, Motivala 2002) with all of Lifeguard (Dadgar, Phillips, Currey 2018). Each round a peer probes one
+other. Who does not answer is probed by way of others; who does not answer them either is accused. A suspect that
+refutes in time, by a higher incarnation, lives; one that does not is down:
+
+| believed | what happens                                             | then             | and also             |
+| -------- | -------------------------------------------------------- | ---------------- | -------------------- |
+| alive    | a probe of ours fails, or it is heard that it is suspect | suspect          | its time begins      |
+| suspect  | another peer's probe failed                              | suspect          | its time is shorter  |
+| suspect  | its time is over                                         | down             |                      |
+| any      | it is heard that it is down                              | down             |                      |
+| any      | its record of a higher incarnation comes                 | as it answers us |                      |
+| any      | it is on another peer's list as down                     | suspect at most  | that may be long ago |
+| not down | it has long not answered us, though others               | down             | nobody is told       |
+| down     | it answers a knock, and is not accused any more          | alive            | logs are exchanged   |
+
+What is found out travels as rumors on datagrams sent anyway. All this steers requests only and moves no data.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
+from random import Random
 
-from protocol.identity import Life, Member, NodeId
-from protocol.messages import Ack, Datagram, Ping
+from protocol.datagrams import (
+    RUMORS_BYTES_MAX,
+    Accusation,
+    Ack,
+    Datagram,
+    Gossip,
+    IndirectAck,
+    Nack,
+    Ping,
+    PingRequest,
+    Rumor,
+)
+from protocol.identity import Life, Member, NodeId, Status
+from protocol.member_events import (
+    Doubled,
+    Doubted,
+    Effect,
+    Event,
+    Learned,
+    MemberChanged,
+    Met,
+    Received,
+    Send,
+    SetTimer,
+    StatusChanged,
+    Tick,
+)
+from protocol.member_list import INCARNATION_STEP_MAX, MemberList, Peer
+from protocol.messages import View
+from protocol.probing import Probe, Probes, RoundRobin
+from protocol.rumors import Rumors
+from protocol.suspicion import LocalHealth, Suspicion
+from protocol.timers import Timers
 
-LATENCY_WEIGHT = 0.25
-"""Of the newest round trip in the moving average."""
+HELPERS = 3
+"""Peers asked to probe one that did not answer."""
 
-INCARNATION_STEP_MAX = 1 << 20
-"""A record that is further ahead of the one known is no record: no peer starts so often while nobody looks, and who
-makes up the highest number there is would have the last word for ever."""
-INCARNATION_FIRST_MAX = 1 << 40
-"""The same for a peer nobody has heard of: it may have had to outrank such records many times."""
+TIMEOUT_SHARE = 0.5
+"""Of a round: so long a direct probe has; the helpers have the rest of it."""
+NACK_SHARE = 0.8
+"""Of that: then a helper says that it has no answer yet."""
 
-MEMBERS_MAX = 4096
-"""In a cluster: more are not heard of, whoever makes them up."""
+GOSSIP_S = 0.2
+GOSSIP_PEERS = 3
+"""While there are rumors so many peers are told them so often, besides those that are probed anyway."""
 
+NEWS_MAX = 8
+"""New members of one list that are passed on as rumors; whoever lacks more of them is given a list."""
 
-class Status(Enum):
-    """What we believe of a peer, from when it last answered."""
+KNOCKS_MAX = 16
+"""Of those that do not answer so many are probed in a round, at most, besides the one whose turn it is."""
+KNOCK_SHARE = 8
+"""Who has been silent for so many times a while is knocked at again after that while."""
+KNOCK_S_MAX = 30.0
 
-    ALIVE = "alive"
-    SUSPECT = "suspect"
-    DOWN = "down"
+DEAF_TIMES = 2
+"""The shortest suspicion: who has not answered us for so long is down to us, though it may be up to others."""
 
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """The probe timer fired; it is also the first event."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A datagram came from this address."""
-
-    message: Datagram
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """Another peer told us of members, over HTTP."""
-
-    members: tuple[Member, ...]
-
-
-Event = Tick | Received | Learned
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a datagram to this address."""
-
-    to: str
-    message: Datagram
-
-
-@dataclass(frozen=True, slots=True)
-class SetTimer:
-    """Give us a Tick after so many seconds."""
-
-    after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class MemberChanged:
-    """A member is new, or its record is: keep it on disk."""
-
-    member: Member
+LATE_S = 0.25
+"""A timer that fires later than that shows that this peer was held up, and answers may wait for it to hear them."""
+HELD_UP_S = 4.0
+"""After such a timer it judges nobody for so long, or for as long as it was held up."""
 
 
 @dataclass(frozen=True, slots=True)
-class StatusChanged:
-    """We believe something else of a peer now."""
+class _RoundDue:
+    """Probe the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unanswered:
+    """A direct probe has had its time: ask helpers."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _NackDue:
+    """Who asked us to probe for it wants to hear from us."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _SuspicionEnds:
+    """A suspect's time to refute may be over."""
 
     node_id: NodeId
-    status: Status
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
-    """A peer answers for the first time, or again after it was down: exchange logs with it now."""
+class _GossipDue:
+    """Tell some peers what there is to tell."""
 
-    node_id: NodeId
+
+_Timer = _RoundDue | _Unanswered | _NackDue | _SuspicionEnds | _GossipDue
 
 
 @dataclass(frozen=True, slots=True)
-class Doubled:
-    """Another process answers under our id, from this address; `must_stop` is true for the one that started later."""
+class Timing:
+    """How quick to probe and to judge, in seconds."""
 
-    address: str
-    must_stop: bool
-
-
-Effect = Send | SetTimer | MemberChanged | StatusChanged | Met | Doubled
-
-
-@dataclass(slots=True)
-class _Peer:
-    member: Member
-    status: Status = Status.DOWN
-    heard_at: float | None = None
-    pinged_at: float = 0.0
-    pinged_number: int = 0
-    latency_s: float | None = None
+    round_s: float = 0.5
+    """Between two rounds, in each of which one other peer is probed."""
+    suspicion_s: float = 2.5
+    """So long a suspect has to refute at the least, in a cluster of up to ten; longer in larger ones."""
+    is_lifeguard: bool = True
+    """False is SWIM alone, to compare with: no local health, no shrinking suspicion, no accusation told the suspect
+    first, no patience with late timers."""
 
 
 class Membership:
-    """The member list of one peer and its beliefs. `members` are those it knew when it last stopped."""
+    """Keeps the member list of one peer. `members` are those it knew when it last stopped."""
 
     def __init__(
-        self, me: Member, members: tuple[Member, ...], interval_s: float, down_after_s: float, life: Life
+        self, known: MemberList, members: Iterable[Member], timing: Timing, life: Life, chance: Random
     ) -> None:
-        self.me = me
+        self.known = known
+        self.health = LocalHealth()
         self._life = life
+        self._timing = timing
         self._double_asked_at = -math.inf
         self._double_number: int | None = None
-        self._interval_s = interval_s
-        self._down_after_s = down_after_s
-        self._number = 0
-        self._peers = {member.node_id: _Peer(member) for member in members if member.node_id != me.node_id}
+        self._order = RoundRobin(chance)
+        self._unreached: dict[NodeId, None] = {}
+        """Those to knock at, for they are down or did not answer; the one knocked at longest ago first."""
+        self._suspicions: dict[NodeId, Suspicion] = {}
+        self._probes = Probes()
+        self._round: int | None = None
+        """The number of the probe of this round."""
+        self._rumors = Rumors()
+        self._is_gossiping = False
+        self._timers: Timers[_Timer] = Timers()
+        self._has_begun = False
+        self._wake_at = -math.inf
+        self._judges_from = -math.inf
+        for member in members:
+            if member.node_id != known.me.node_id:
+                self._add(member)
+
+    @property
+    def me(self) -> Member:
+        """Our own record."""
+        return self.known.me
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Let something happen; what follows from it is for the caller to carry out."""
         match event:
             case Tick():
-                return self._on_tick(now)
+                effects = self._on_tick(now)
             case Received(message):
-                return self._on_received(message, now)
-            case Learned(members):
-                return [effect for member in members for effect in self._learn(member, now)]
+                effects = self._on_received(message, now)
+            case Learned(view, said_by):
+                effects = self._on_learned(view, said_by, now)
+            case Doubted(node_id):
+                effects = self._on_doubted(node_id, now)
+        return [*effects, *self._set_timer(now)]
+
+    # --- time ---
 
     def _on_tick(self, now: float) -> list[Effect]:
-        effects: list[Effect] = [SetTimer(self._interval_s)]
-        for peer in self._peers.values():
-            effects += self._judge(peer, now)
-            effects += self._probe(peer, now)
+        self._wake_at = -math.inf
+        if not self._has_begun:
+            self._has_begun = True
+            self._timers.set(now, _RoundDue())
+        late_s = now - self._timers.next_at
+        if late_s > LATE_S and self._timing.is_lifeguard:
+            self._judges_from = now + max(HELD_UP_S, late_s)
+            self.health.worse()
+        return [effect for timer in self._timers.due(now) for effect in self._on_timer(timer, now)]
+
+    def _set_timer(self, now: float) -> list[Effect]:
+        at = self._timers.next_at
+        if at in (self._wake_at, math.inf):
+            return []
+        self._wake_at = at
+        return [SetTimer(max(0.0, at - now))]
+
+    def _on_timer(self, timer: _Timer, now: float) -> list[Effect]:
+        match timer:
+            case _RoundDue():
+                return self._begin_round(now)
+            case _Unanswered(number):
+                return self._ask_helpers(number)
+            case _NackDue(number):
+                return self._say_not_yet(number)
+            case _SuspicionEnds(node_id):
+                return self._end_suspicion(node_id, now)
+            case _GossipDue():
+                return self._gossip(now)
+
+    # --- probing ---
+
+    def _begin_round(self, now: float) -> list[Effect]:
+        effects = self._end_round(now)
+        round_s = self._timing.round_s * self._stretch
+        self._timers.set(now + round_s, _RoundDue())
+        target = self._order.next(self.known.is_not_down)
+        if target is not None:
+            self._round, ping = self._ask(target, now)
+            self._timers.set(now + round_s * TIMEOUT_SHARE, _Unanswered(self._round))
+            effects.append(ping)
+        return effects + self._knock(now)
+
+    @property
+    def _stretch(self) -> int:
+        return self.health.stretch if self._timing.is_lifeguard else 1
+
+    def _end_round(self, now: float) -> list[Effect]:
+        """Accuse the one probed in the last round, if neither it nor a helper has answered."""
+        number, self._round = self._round, None
+        probe = None if number is None else self._probes.end(number)
+        if probe is None:
+            return []
+        # Helpers that say nothing at all make it likely that the fault is ours.
+        self.health.worse(probe.helpers - probe.nacks if probe.helpers else 1)
+        if now < self._judges_from:
+            return []
+        suspect = self.known.peers[probe.node_id].member
+        return self._accuse(Accusation(suspect.node_id, suspect.incarnation, Status.SUSPECT, self.me.node_id), now)
+
+    def _ask(self, node_id: NodeId, now: float, asked_for: tuple[NodeId, int] | None = None) -> tuple[int, Send]:
+        self.known.peers[node_id].asked_at = now
+        number = self._probes.add(Probe(node_id, now, asked_for))
+        return number, self._send(node_id, Ping(number, self.me, self._life))
+
+    def _on_doubted(self, node_id: NodeId, now: float) -> list[Effect]:
+        peer = self.known.peers.get(node_id)
+        timeout_s = self._timing.round_s * TIMEOUT_SHARE
+        if peer is None or now - peer.asked_at < timeout_s:
+            return []
+        number, ping = self._ask(node_id, now)
+        self._timers.set(now + timeout_s, _Unanswered(number))
+        return [ping]
+
+    def _ask_helpers(self, number: int) -> list[Effect]:
+        probe = self._probes.get(number)
+        if probe is None:
+            return []
+        peer = self.known.peers[probe.node_id]
+        if peer.unanswered_since is None:
+            peer.unanswered_since = probe.asked_at
+            self._unreached[probe.node_id] = None
+        helpers = self._some(HELPERS, besides=probe.node_id)
+        probe.helpers = len(helpers)
+        return [self._send(helper, PingRequest(number, self.me, probe.node_id)) for helper in helpers]
+
+    def _some(self, count: int, besides: NodeId | None = None) -> list[NodeId]:
+        """Some peers that are not down, drawn at random."""
+        return self._order.some(count, lambda node_id: node_id != besides and self.known.is_not_down(node_id))
+
+    def _say_not_yet(self, number: int) -> list[Effect]:
+        probe = self._probes.get(number)
+        if probe is None or probe.asked_for is None:
+            return []
+        asker, theirs = probe.asked_for
+        return [self._send(asker, Nack(theirs, self.me))]
+
+    def _knock(self, now: float) -> list[Effect]:
+        """Probe some of those that do not answer: they are met again soon, however long they were away."""
+        effects: list[Effect] = []
+        knocked = 0
+        deaf_s = DEAF_TIMES * self._suspicion_s() * self._stretch
+        for node_id in list(self._unreached):
+            peer = self.known.peers[node_id]
+            if now >= self._judges_from and peer.is_unanswered(now, deaf_s):
+                peer.is_up = False
+                effects += self._judge(node_id, now)
+            peer.down_since = now if peer.down_since is None else peer.down_since
+            if peer.status is not Status.DOWN and peer.unanswered_since is None:
+                del self._unreached[node_id]
+            elif knocked < KNOCKS_MAX and now - peer.asked_at >= self._knock_pause_s(peer, now):
+                knocked += 1
+                effects.append(self._ask(node_id, now)[1])
+                # To the end of the line.
+                del self._unreached[node_id]
+                self._unreached[node_id] = None
         return effects
 
-    def _probe(self, peer: _Peer, now: float) -> list[Effect]:
-        self._number += 1
-        peer.pinged_at, peer.pinged_number = now, self._number
-        return [Send(peer.member.address, Ping(self._number, self.me, self._life))]
+    def _knock_pause_s(self, peer: Peer, now: float) -> float:
+        down_since = now if peer.down_since is None else peer.down_since
+        silent_s = now - down_since if peer.status is Status.DOWN else 0.0
+        # A hair less than a round, or rounding would make it every other one.
+        return min(KNOCK_S_MAX, max(0.9 * self._timing.round_s, silent_s / KNOCK_SHARE))
 
-    def _judge(self, peer: _Peer, now: float) -> list[Effect]:
-        if peer.status is Status.DOWN or peer.heard_at is None:
-            return []
-        silent_s = now - peer.heard_at
-        if silent_s >= self._down_after_s:
-            believed = Status.DOWN
-        else:
-            believed = Status.SUSPECT if silent_s >= self._down_after_s / 2 else Status.ALIVE
-        return self._believe(peer, believed)
-
-    def _believe(self, peer: _Peer, status: Status) -> list[Effect]:
-        if peer.status is status:
-            return []
-        was_down = peer.status is Status.DOWN
-        peer.status = status
-        effects: list[Effect] = [StatusChanged(peer.member.node_id, status)]
-        return [*effects, Met(peer.member.node_id)] if was_down else effects
+    # --- hearing ---
 
     def _on_received(self, message: Datagram, now: float) -> list[Effect]:
         sender = message.sender
         if sender.node_id == self.me.node_id:
             return self._on_double(message, now)
-        effects = self._learn(sender, now)
-        peer = self._peers.get(sender.node_id)
-        if peer is None:
-            return effects
-        if isinstance(message, Ping):
-            effects.append(Send(sender.address, Ack(message.number, self.me, self._life)))
+        effects = self._learn(sender, now, is_said_up=False)
+        for rumor in message.rumors:
+            effects += self._on_rumor(rumor, now)
+        peer = self.known.peers.get(sender.node_id)
+        return effects if peer is None else effects + self._on_said(peer, message, now)
+
+    def _on_said(self, peer: Peer, message: Datagram, now: float) -> list[Effect]:
+        """What a member says, besides rumors."""
+        match message:
+            case Ping():
+                return self._on_ping(peer, message, now)
+            case Ack():
+                return self._on_ack(peer, message, now)
+            case PingRequest():
+                return self._help(message, now)
+            case IndirectAck(number):
+                self._on_indirect_ack(number)
+            case Nack(number):
+                if probe := self._probes.get(number):
+                    probe.nacks = min(probe.helpers, probe.nacks + 1)
+            case Gossip():
+                pass
+        return []
+
+    def _on_ping(self, peer: Peer, ping: Ping, now: float) -> list[Effect]:
+        effects: list[Effect] = [self._send(peer.member.node_id, Ack(ping.number, self.me, self._life))]
+        if ping.sender.incarnation < peer.member.incarnation:
+            # Of an earlier life, or somebody made up the record that we have: it is told that, where it says it is.
+            effects.append(Send(ping.sender.address, Gossip(self.me, (peer.member,))))
+        if peer.status is Status.DOWN and now - peer.asked_at >= GOSSIP_S:
             # One we took for down is there: two peers meet as soon as one of them starts.
-            return effects + (self._probe(peer, now) if peer.status is Status.DOWN else [])
-        if message.number == peer.pinged_number:
-            self._measure(peer, now - peer.pinged_at)
-        peer.heard_at = now
-        return effects + self._believe(peer, Status.ALIVE)
+            effects.append(self._ask(peer.member.node_id, now)[1])
+        return effects
 
-    @staticmethod
-    def _measure(peer: _Peer, round_trip_s: float) -> None:
-        known = peer.latency_s
-        peer.latency_s = round_trip_s if known is None else known + LATENCY_WEIGHT * (round_trip_s - known)
+    def _on_ack(self, peer: Peer, ack: Ack, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        probe = self._probes.get(ack.number)
+        if probe is not None and probe.node_id == peer.member.node_id:
+            self._probes.end(ack.number)
+            peer.measure(now - probe.asked_at)
+            if ack.number == self._round:
+                self.health.better()
+            if probe.asked_for is not None:
+                asker, theirs = probe.asked_for
+                effects.append(self._send(asker, IndirectAck(theirs, self.me)))
+        # However late it is, and whatever it answers: it is there.
+        peer.heard_at, peer.unanswered_since, peer.is_up = now, None, True
+        effects += self._judge(peer.member.node_id, now)
+        if peer.status is not Status.DOWN and not peer.is_met:
+            peer.is_met = True
+            effects.append(Met(peer.member.node_id))
+        return effects
 
-    def _on_double(self, message: Datagram, now: float) -> list[Effect]:
-        """A datagram under our own id: of an earlier run of ours, late on its way, or of another process that lives.
+    def _on_indirect_ack(self, number: int) -> None:
+        probe = self._probes.get(number)
+        if probe is not None and probe.helpers:
+            self._probes.end(number)
+            if number == self._round:
+                self.health.better()
 
-        Only an answer to a question of now tells which. Both find out, and one of them has to go.
+    def _help(self, request: PingRequest, now: float) -> list[Effect]:
+        """Probe a peer for another one; only a member, so that nobody is made to send to strangers."""
+        if request.target not in self.known.peers or request.target == request.sender.node_id:
+            return []
+        number, ping = self._ask(request.target, now, (request.sender.node_id, request.number))
+        self._timers.set(now + self._timing.round_s * TIMEOUT_SHARE * NACK_SHARE, _NackDue(number))
+        return [ping]
+
+    # --- telling ---
+
+    def _send(self, node_id: NodeId, message: Datagram) -> Send:
+        """A datagram with what there is to tell; who is accused is told so first of all (Lifeguard's buddy system).
+
+        So whoever comes with a record it was accused under is answered with the accusation, and can refute it.
         """
-        if message.life is None or message.life == self._life:
-            return []
-        if isinstance(message, Ping):
-            address = message.sender.address
-            return [Send(address, Ack(message.number, self.me, self._life)), *self._ask_double(address, now)]
-        if message.number != self._double_number:
-            return []
-        self._double_number = None
-        return [Doubled(message.sender.address, must_stop=self._life > message.life)]
+        peer = self.known.peers[node_id]
+        first = peer.standing if self._timing.is_lifeguard or peer.status is Status.DOWN else None
+        rumors = self._rumors.take(RUMORS_BYTES_MAX, self.known.up, first)
+        return Send(peer.member.address, replace(message, rumors=rumors) if rumors else message)
 
-    def _ask_double(self, address: str, now: float) -> list[Effect]:
-        if address == self.me.address or now - self._double_asked_at < self._interval_s:
-            return []
-        self._number += 1
-        self._double_asked_at, self._double_number = now, self._number
-        return [Send(address, Ping(self._number, self.me, self._life))]
+    def _spread(self, rumor: Rumor, now: float) -> None:
+        self._rumors.add(rumor)
+        if not self._is_gossiping:
+            self._is_gossiping = True
+            self._timers.set(now + GOSSIP_S, _GossipDue())
 
-    def _learn(self, heard: Member, now: float) -> list[Effect]:
+    def _gossip(self, now: float) -> list[Effect]:
+        self._is_gossiping = bool(self._rumors)
+        if not self._is_gossiping:
+            return []
+        self._timers.set(now + GOSSIP_S, _GossipDue())
+        return [self._send(node_id, Gossip(self.me)) for node_id in self._some(GOSSIP_PEERS)]
+
+    # --- accusations ---
+
+    def _on_rumor(self, rumor: Rumor, now: float) -> list[Effect]:
+        if isinstance(rumor, Member):
+            return self._learn(rumor, now, is_said_up=True)
+        return self._accuse(rumor, now)
+
+    def _accuse(self, heard: Accusation, now: float) -> list[Effect]:
+        if heard.node_id == self.me.node_id:
+            return self._refute(heard, now)
+        peer = self.known.peers.get(heard.node_id)
+        if peer is None:
+            return []
+        if peer.outranks(heard):
+            self._confirm(heard, peer.standing, now)
+            return []
+        self.known.accuse(peer, heard)
+        self._spread(heard, now)
+        if heard.status is Status.SUSPECT:
+            others = self.known.up - 2 if self._timing.is_lifeguard else 0
+            self._suspicions[heard.node_id] = Suspicion(heard.accuser, now, self._suspicion_s(), others)
+            self._timers.set(self._suspicions[heard.node_id].ends_at, _SuspicionEnds(heard.node_id))
+        return self._judge(heard.node_id, now)
+
+    def _confirm(self, heard: Accusation, standing: Accusation | None, now: float) -> None:
+        """One more accuses a suspect, by its own probe: the suspect's time shrinks, and others hear of it too."""
+        if standing is None or replace(heard, accuser=standing.accuser) != standing:
+            return
+        suspicion = self._suspicions.get(heard.node_id)
+        if suspicion is not None and suspicion.accuse(heard.accuser):
+            self._spread(heard, now)
+            self._timers.set(max(now, suspicion.ends_at), _SuspicionEnds(heard.node_id))
+
+    def _end_suspicion(self, node_id: NodeId, now: float) -> list[Effect]:
+        standing = self.known.peers[node_id].standing
+        suspicion = self._suspicions.get(node_id)
+        if suspicion is None or now < suspicion.ends_at:
+            return []
+        if now < self._judges_from:
+            self._timers.set(self._judges_from, _SuspicionEnds(node_id))
+            return []
+        del self._suspicions[node_id]
+        if standing is None or standing.status is Status.DOWN:
+            return []
+        return self._accuse(replace(standing, status=Status.DOWN, accuser=self.me.node_id), now)
+
+    def _suspicion_s(self) -> float:
+        """The shortest: it grows with the time a refutation takes to come round."""
+        return self._timing.suspicion_s * max(1.0, math.log10(self.known.up))
+
+    def _refute(self, heard: Accusation, now: float) -> list[Effect]:
+        if not 0 <= heard.incarnation - self.me.incarnation <= INCARNATION_STEP_MAX:
+            return []
+        self.health.worse()
+        return self._become(heard.incarnation + 1, now)
+
+    def _become(self, incarnation: int, now: float) -> list[Effect]:
+        self.known.become(replace(self.me, incarnation=incarnation))
+        self._spread(self.me, now)
+        return [MemberChanged(self.me)]
+
+    def _judge(self, node_id: NodeId, now: float) -> list[Effect]:
+        """Bring what is believed of a peer in line with what is known of it."""
+        peer = self.known.peers[node_id]
+        if not self.known.judge(peer, now):
+            return []
+        if peer.status is Status.DOWN:
+            self._unreached[node_id] = None
+        return [StatusChanged(node_id, peer.status)]
+
+    # --- records ---
+
+    def _add(self, member: Member) -> Peer | None:
+        peer = self.known.add(member)
+        if peer is not None:
+            self._order.add(member.node_id)
+            self._unreached[member.node_id] = None
+        return peer
+
+    def _learn(self, heard: Member, now: float, *, is_said_up: bool, is_passed_on: bool = True) -> list[Effect]:
+        """Hear of a record; when it is news, and `is_said_up`, its owner was up not long ago."""
         if heard.node_id == self.me.node_id:
             return self._outrank(heard, now)
-        peer = self._peers.get(heard.node_id)
+        peer = self.known.peers.get(heard.node_id)
         if peer is None:
-            if heard.incarnation > INCARNATION_FIRST_MAX or len(self._peers) + 1 >= MEMBERS_MAX:
+            peer = self._add(heard)
+            changed = peer is not None
+            if peer is None:
                 return []
-            self._peers[heard.node_id] = _Peer(heard)
-            return [MemberChanged(heard)]
-        if not 0 < heard.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:
-            return []
-        peer.member = heard
-        return [MemberChanged(heard)]
+        else:
+            before = peer.member
+            if not self.known.replace(peer, heard):
+                return []
+            changed = (before.address, before.zone) != (heard.address, heard.zone)
+        if is_passed_on:
+            self._spread(heard, now)
+        if is_said_up:
+            self._hear_up(peer)
+        effects: list[Effect] = [MemberChanged(heard)] if changed else []
+        return effects + self._judge(heard.node_id, now)
+
+    def _on_learned(self, view: View, said_by: NodeId | None, now: float) -> list[Effect]:
+        """Take over another peer's list, or one that wants to join."""
+        news = sum(member.node_id not in self.known.peers for member in view.members)
+        effects: list[Effect] = []
+        for member, status in zip(view.members, view.statuses, strict=True):
+            effects += self._learn(member, now, is_said_up=False, is_passed_on=news <= NEWS_MAX)
+            if said_by is None or member.node_id == self.me.node_id:
+                continue
+            peer = self.known.peers.get(member.node_id)
+            if status is Status.ALIVE and peer is not None and peer.member == member and peer.standing is None:
+                self._hear_up(peer)
+                effects += self._judge(member.node_id, now)
+            elif status not in (Status.ALIVE, None):
+                # Being down may be long ago, and only whoever was asked just now knows.
+                effects += self._accuse(Accusation(member.node_id, member.incarnation, Status.SUSPECT, said_by), now)
+        return effects
+
+    @staticmethod
+    def _hear_up(peer: Peer) -> None:
+        """Others say that a peer is up: take it for that, or, where it has not answered us, find out at once."""
+        if peer.unanswered_since is None:
+            peer.is_up = True
+        else:
+            peer.asked_at = -math.inf
 
     def _outrank(self, heard: Member, now: float) -> list[Effect]:
         """A record of ourselves we do not remember, from before our disk was emptied, must not outlive us.
@@ -234,44 +542,31 @@ class Membership:
         """
         if not 0 <= heard.incarnation - self.me.incarnation <= INCARNATION_STEP_MAX or heard == self.me:
             return []
-        self.me = replace(self.me, incarnation=heard.incarnation + 1)
-        return [MemberChanged(self.me), *self._ask_double(heard.address, now)]
+        return [*self._become(heard.incarnation + 1, now), *self._ask_double(heard.address, now)]
 
-    # --- what is believed ---
+    # --- another process with our id ---
 
-    def members(self) -> tuple[Member, ...]:
-        """All members with this peer among them, by node id."""
-        everyone = {self.me.node_id: self.me} | {node_id: peer.member for node_id, peer in self._peers.items()}
-        return tuple(member for _, member in sorted(everyone.items()))
+    def _on_double(self, message: Datagram, now: float) -> list[Effect]:
+        """A datagram under our own id: of an earlier run of ours, late on its way, or of another process that lives.
 
-    def member(self, node_id: NodeId) -> Member | None:
-        """The record of a member."""
-        if node_id == self.me.node_id:
-            return self.me
-        peer = self._peers.get(node_id)
-        return peer.member if peer else None
+        Only an answer to a question of now tells which. Both find out, and one of them has to go.
+        """
+        if not isinstance(message, Ping | Ack) or message.life is None or message.life == self._life:
+            return []
+        if isinstance(message, Ping):
+            address = message.sender.address
+            return [
+                Send(address, Ack(message.number, self.me, self._life)),
+                *self._ask_double(address, now),
+            ]
+        if message.number != self._double_number:
+            return []
+        self._double_number = None
+        return [Doubled(message.sender.address, must_stop=self._life > message.life)]
 
-    def status(self, node_id: NodeId) -> Status:
-        """What is believed of a peer; of a stranger that it is down, of ourselves that we live."""
-        if node_id == self.me.node_id:
-            return Status.ALIVE
-        peer = self._peers.get(node_id)
-        return peer.status if peer else Status.DOWN
-
-    def heard_at(self, node_id: NodeId) -> float | None:
-        """When a peer last answered."""
-        peer = self._peers.get(node_id)
-        return peer.heard_at if peer else None
-
-    def latency_s(self, node_id: NodeId) -> float | None:
-        """The moving average of a peer's round trips; None when it never answered."""
-        if node_id == self.me.node_id:
-            return 0.0
-        peer = self._peers.get(node_id)
-        return peer.latency_s if peer else None
-
-    def reachable(self) -> list[NodeId]:
-        """The other members not believed down, the quickest to answer first."""
-        up = [peer for peer in self._peers.values() if peer.status is not Status.DOWN]
-        up.sort(key=lambda peer: (peer.latency_s or 0.0, peer.member.node_id))
-        return [peer.member.node_id for peer in up]
+    def _ask_double(self, address: str, now: float) -> list[Effect]:
+        if address == self.me.address or now - self._double_asked_at < self._timing.round_s:
+            return []
+        self._double_asked_at = now
+        self._double_number = self._probes.draw()
+        return [Send(address, Ping(self._double_number, self.me, self._life))]

@@ -1,8 +1,7 @@
-"""Every message peers exchange: probes as datagrams, log exchanges over HTTP, and their bytes.
+"""Every message peers exchange over HTTP, and its bytes.
 
-A datagram is a msgpack list that starts with its version and its kind; a peer of an older version still understands
-it, for new fields are only ever added behind. What two peers exchange of their logs starts with the wire version, and
-both must speak the same one: an op that one of them cannot read would be lost on it, and all that builds on it.
+What two peers exchange of their logs starts with the wire version, and both must speak the same one: an op that one of
+them cannot read would be lost on it, and all that builds on it. New fields are only ever added behind.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from enum import Enum
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster, WrongVersion
 from protocol.forks import FINGERPRINTS_MAX, Fingerprints
-from protocol.identity import SEQ_MAX, Dot, Life, Member, Origin, VersionVector
+from protocol.identity import SEQ_MAX, Dot, Member, Origin, Status, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
 WIRE_VERSION = 2
 """Of log exchanges, which grows with every kind of op. 2: a put that says it is held, and runs of holds."""
-DATAGRAM_VERSION = 1
-DATAGRAM_BYTES_MAX = 1400
 ADDRESS_CHARS_MAX = 255
 ZONE_CHARS_MAX = 63
 CLUSTER_ID_CHARS_MAX = 64
@@ -35,30 +32,23 @@ SMALL_CHUNK_BYTES_MAX = 1024 * 1024
 STATUS_CHARS_MAX = 32
 ERROR_CHARS_MAX = 65_536
 
-_PING, _ACK = range(2)
+_STATUSES = (None, Status.ALIVE, Status.SUSPECT, Status.DOWN)
 _RECOVERY_FIELDS = ("total", "success", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Ping:
-    """Are you there? The receiver answers with an ack of the same number, and learns of the sender."""
+class View:
+    """The sender's member list: its digest, and the list itself for one who may have another."""
 
-    number: int
-    sender: Member
-    life: Life | None = None
-    """None from a peer of an older version."""
+    digest: bytes = b""
+    members: tuple[Member, ...] = ()
+    statuses: tuple[Status | None, ...] = ()
+    """What the sender believes of each of these; None where it does not know."""
 
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """I am; in answer to the ping of this number."""
-
-    number: int
-    sender: Member
-    life: Life | None = None
-
-
-Datagram = Ping | Ack
+    @classmethod
+    def of(cls, *members: Member) -> View:
+        """A list that says nothing of who is up."""
+        return cls(b"", members, (None,) * len(members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +56,7 @@ class ExchangeRequest:
     """Here is my version vector, what you lack of my logs, and files I ask you to hold."""
 
     sender: Member
-    members: tuple[Member, ...]
+    view: View
     vv: VersionVector
     state_sum: int
     ops: tuple[bytes, ...]
@@ -87,7 +77,7 @@ class ExchangeRequest:
 class ExchangeReply:
     """Where I stand now, and what you lack of my logs."""
 
-    members: tuple[Member, ...]
+    view: View
     vv: VersionVector
     state_sum: int
     ops: tuple[bytes, ...]
@@ -134,39 +124,14 @@ class Recovery:
     failed: int
 
 
-def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
-    """The bytes of a datagram."""
-    kind = _PING if isinstance(message, Ping) else _ACK
-    fields = [DATAGRAM_VERSION, kind, cluster_id, message.number, _member_fields(message.sender)]
-    return codec.pack([*fields, message.life] if message.life else fields)
-
-
-def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
-    """The message in a datagram; raises MalformedMessage, WrongVersion or WrongCluster."""
-    fields = codec.read_list(codec.unpack(raw, DATAGRAM_BYTES_MAX))
-    version = codec.read_int(fields[0], 255) if fields else 0
-    if version < DATAGRAM_VERSION:
-        raise WrongVersion(f"its datagrams have version {version}, and this release's {DATAGRAM_VERSION}; upgrade it")
-    _check_length(fields, 5, version)
-    _check_cluster(cluster_id, fields[2])
-    number = codec.read_int(fields[3], codec.SIZE_MAX)
-    sender = _read_member(fields[4])
-    life = _read_life(fields[5]) if len(fields) > 5 else None
-    if fields[1] == _PING:
-        return Ping(number, sender, life)
-    if fields[1] == _ACK:
-        return Ack(number, sender, life)
-    raise MalformedMessage(f"a datagram of unknown kind {fields[1]!r}")
-
-
 def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
     """The bytes of an exchange's request."""
     return codec.pack(
         [
             WIRE_VERSION,
             cluster_id,
-            _member_fields(request.sender),
-            members_fields(request.members),
+            member_fields(request.sender),
+            members_fields(request.view.members),
             codec.vv_fields(request.vv),
             request.state_sum.to_bytes(16, "big"),
             request.ops,
@@ -176,6 +141,7 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
             _fingerprints_fields(request.fingerprints),
             _origins_fields(request.gave_up),
             request.is_serving,
+            *_view_fields(request.view),
         ]
     )
 
@@ -183,10 +149,10 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
 def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
     """The request in these bytes; raises MalformedMessage, WrongVersion or WrongCluster."""
     fields = _versioned(codec.unpack(raw), 10)
-    _check_cluster(cluster_id, fields[1])
+    check_cluster(cluster_id, fields[1])
     return ExchangeRequest(
-        sender=_read_member(fields[2]),
-        members=read_members(fields[3]),
+        sender=read_member(fields[2]),
+        view=_read_view(fields[3], fields[13:15]),
         vv=codec.read_vv(fields[4]),
         state_sum=int.from_bytes(codec.read_bytes(fields[5], 16), "big"),
         ops=codec.read_each(fields[6], codec.read_bytes),
@@ -204,7 +170,7 @@ def encode_reply(reply: ExchangeReply) -> bytes:
     return codec.pack(
         [
             WIRE_VERSION,
-            members_fields(reply.members),
+            members_fields(reply.view.members),
             codec.vv_fields(reply.vv),
             reply.state_sum.to_bytes(16, "big"),
             reply.ops,
@@ -215,6 +181,7 @@ def encode_reply(reply: ExchangeReply) -> bytes:
             reply.disputed,
             reply.is_serving,
             codec.dots_fields(reply.held),
+            *_view_fields(reply.view),
         ]
     )
 
@@ -223,7 +190,7 @@ def decode_reply(raw: bytes) -> ExchangeReply:
     """The reply in these bytes; raises MalformedMessage or WrongVersion."""
     fields = _versioned(codec.unpack(raw), 7)
     return ExchangeReply(
-        members=read_members(fields[1]),
+        view=_read_view(fields[1], fields[12:14]),
         vv=codec.read_vv(fields[2]),
         state_sum=int.from_bytes(codec.read_bytes(fields[3], 16), "big"),
         ops=codec.read_each(fields[4], codec.read_bytes),
@@ -396,16 +363,17 @@ def _read_attempt(value: object) -> RepairAttempt:
     )
 
 
-def _member_fields(member: Member) -> list[object]:
+def member_fields(member: Member) -> list[object]:
+    """A member as plain values."""
     return [member.node_id, member.address, member.incarnation, member.zone]
 
 
 def members_fields(members: tuple[Member, ...]) -> list[object]:
     """Members as plain values."""
-    return [_member_fields(member) for member in members]
+    return [member_fields(member) for member in members]
 
 
-def _read_member(value: object) -> Member:
+def read_member(value: object) -> Member:
     """The member in plain values; raises MalformedMessage."""
     node_id, address, incarnation, zone = codec.read_list(value, 4)
     return Member(
@@ -439,14 +407,25 @@ def _read_origins(value: object) -> tuple[Origin, ...]:
     return tuple(dot.origin for dot in codec.read_dots(value))
 
 
-def _read_life(value: object) -> Life:
-    started_ms, number = codec.read_list(value, 2)
-    return Life(codec.read_int(started_ms, codec.MS_MAX), codec.read_int(number, codec.SIZE_MAX))
+def _view_fields(view: View) -> list[object]:
+    """What a view says besides its members."""
+    return [view.digest, bytes(map(_STATUSES.index, view.statuses))]
+
+
+def _read_view(members: object, more: list[object]) -> View:
+    """A view; one from a peer of an older version is its members alone."""
+    read = read_members(members)
+    if len(more) < 2:
+        return View.of(*read)
+    digest, statuses = codec.read_bytes(more[0]), codec.read_bytes(more[1], len(read))
+    if any(status >= len(_STATUSES) for status in statuses):
+        raise MalformedMessage("a member of unknown status")
+    return View(digest, read, tuple(_STATUSES[status] for status in statuses))
 
 
 def read_members(value: object) -> tuple[Member, ...]:
     """The members in plain values; raises MalformedMessage."""
-    return codec.read_each(value, _read_member)
+    return codec.read_each(value, read_member)
 
 
 def _versioned(value: object, length: int) -> list[object]:
@@ -466,6 +445,7 @@ def _check_length(fields: list[object], length: int, version: int) -> None:
         raise MalformedMessage(f"a message of {len(fields)} fields; version {version} has {length}")
 
 
-def _check_cluster(ours: str, theirs: object) -> None:
+def check_cluster(ours: str, theirs: object) -> None:
+    """Raises WrongCluster when a message is of another one."""
     if codec.read_text(theirs, CLUSTER_ID_CHARS_MAX) != ours:
         raise WrongCluster(f"a message from cluster {theirs}; this is {ours}")

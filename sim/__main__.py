@@ -12,6 +12,7 @@ from sim.chaos.command import chaos
 from sim.fill import fill_command
 from sim.growth.command import growth
 from sim.hunt import hunt
+from sim.membership import membership
 from sim.mutations import mutations
 from sim.run import replay, run, shrink, table
 from sim.smoke import smoke
@@ -34,6 +35,7 @@ sim.add_command(table)
 sim.add_command(hunt)
 sim.add_command(fill_command)
 sim.add_command(growth)
+sim.add_command(membership)
 
 
 def main() -> int:

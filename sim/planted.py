@@ -66,11 +66,10 @@ PLANTED: tuple[Mutant, ...] = (
     ),
     _planted(
         "dead-stays-dead",
-        "A peer that was taken for down is never taken for alive again.",
-        "protocol/membership.py",
-        "        peer.heard_at = now\n        return effects + self._believe(peer, Status.ALIVE)\n",
-        "        peer.heard_at = now\n"
-        "        return effects + (self._believe(peer, Status.ALIVE) if peer.status is not Status.DOWN else [])\n",
+        "A peer that was accused once is never taken for alive again.",
+        "protocol/member_list.py",
+        "        if not 0 < member.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:\n",
+        "        if peer.accusation or not 0 < member.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:\n",
     ),
     _planted(
         "nobody-repairs",

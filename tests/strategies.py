@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from protocol.codec import LOG_HASH_BYTES, MS_MAX
+from protocol.datagrams import Accusation, Ack, Datagram, Gossip, IndirectAck, Nack, Ping, PingRequest
 from protocol.identity import (
     EPOCH_BITS,
     SEQ_MAX,
@@ -13,18 +14,17 @@ from protocol.identity import (
     Member,
     NodeId,
     Origin,
+    Status,
 )
 from protocol.messages import (
     ADDRESS_CHARS_MAX,
     INCARNATION_MAX,
     ZONE_CHARS_MAX,
-    Ack,
-    Datagram,
     ExchangeReply,
     ExchangeRequest,
     ItemStatus,
-    Ping,
     RepairAttempt,
+    View,
 )
 
 CLUSTER = "00" * 16
@@ -46,13 +46,32 @@ MEMBERS = st.builds(
 BLOBS = st.lists(st.binary(max_size=50), max_size=5).map(tuple)
 MANY_MEMBERS = st.lists(MEMBERS, max_size=5).map(tuple)
 LIVES = st.builds(Life, st.integers(0, MS_MAX), st.integers(0, SEQ_MAX))
+NUMBERS = st.integers(0, SEQ_MAX)
+ACCUSATIONS = st.builds(
+    Accusation,
+    NODE_IDS,
+    st.integers(0, INCARNATION_MAX),
+    st.sampled_from([Status.SUSPECT, Status.DOWN]),
+    NODE_IDS,
+)
+RUMORS = st.lists(st.one_of(MEMBERS, ACCUSATIONS), max_size=3).map(tuple)
 DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
-    st.builds(Ping, st.integers(0, SEQ_MAX), MEMBERS, LIVES), st.builds(Ack, st.integers(0, SEQ_MAX), MEMBERS, LIVES)
+    st.builds(Ping, NUMBERS, MEMBERS, st.one_of(st.none(), LIVES), RUMORS),
+    st.builds(Ack, NUMBERS, MEMBERS, st.one_of(st.none(), LIVES), RUMORS),
+    st.builds(PingRequest, NUMBERS, MEMBERS, NODE_IDS, RUMORS),
+    st.builds(IndirectAck, NUMBERS, MEMBERS, RUMORS),
+    st.builds(Nack, NUMBERS, MEMBERS, RUMORS),
+    st.builds(Gossip, MEMBERS, RUMORS),
+)
+VIEWS = st.builds(
+    lambda digest, rows: View(digest, tuple(member for member, _ in rows), tuple(status for _, status in rows)),
+    st.binary(max_size=8),
+    st.lists(st.tuples(MEMBERS, st.sampled_from([None, *Status])), max_size=5),
 )
 REQUESTS = st.builds(
     ExchangeRequest,
     sender=MEMBERS,
-    members=MANY_MEMBERS,
+    view=VIEWS,
     vv=VECTORS,
     state_sum=SUMS,
     ops=BLOBS,
@@ -64,7 +83,7 @@ REQUESTS = st.builds(
 )
 REPLIES = st.builds(
     ExchangeReply,
-    members=MANY_MEMBERS,
+    view=VIEWS,
     vv=VECTORS,
     state_sum=SUMS,
     ops=BLOBS,

@@ -128,8 +128,12 @@ _seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECON
 )
 @setting("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of an uploaded file.")
 @_seconds_option("--heal-interval", "heal_interval_s", default=30.0, help="Between two comparisons with another peer.")
-@_seconds_option("--probe-interval", "probe_interval_s", default=1.0, help="Between two probes of another peer.")
-@_seconds_option("--down-after", "down_after_s", default=3.0, help="A peer silent for so long is taken for down.")
+@_seconds_option(
+    "--probe-interval", "probe_interval_s", default=0.5, help="Between two probes, each of one other peer."
+)
+@_seconds_option(
+    "--down-after", "down_after_s", default=2.5, help="A suspect has so long, at least, to show that it is up."
+)
 @_seconds_option(
     "--target-timeout", "target_timeout_s", default=1.0, help="An upload waits so long for a peer without progress."
 )

@@ -14,8 +14,9 @@ from blake3 import blake3
 
 from peer.complaints import Complaints
 from peer.gossip.catching_up import is_far_behind
-from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger, Learn
+from peer.gossip.exchange import OPS_BYTES_MAX, Exchanger
 from peer.gossip.forks import Forks
+from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
 from peer.store.chunk_files import FreshChunk
@@ -26,8 +27,7 @@ from protocol import messages
 from protocol.codec import decode_op, dots_in
 from protocol.errors import MalformedMessage, WrongVersion
 from protocol.forks import fingerprints_for, fingerprints_of_all
-from protocol.identity import Member
-from protocol.messages import ExchangeReply, ExchangeRequest
+from protocol.messages import ExchangeReply, ExchangeRequest, View
 from protocol.ops import Chunk, Op, Put
 from protocol.replica import Heard, Suffix
 
@@ -63,7 +63,7 @@ class Answering:
         exchanger: Exchanger,
         whole_states: WholeStates,
         forks: Forks,
-        learn: Learn,
+        gossip: Gossip,
     ) -> None:
         self._forks = forks
         self._env = env
@@ -71,7 +71,7 @@ class Answering:
         self._others = others
         self._exchanger = exchanger
         self._whole_states = whole_states
-        self._learn = learn
+        self._gossip = gossip
         self._complaints = Complaints(log, env.clock.now)
 
     def read(self, raw: bytes, sender: str) -> ExchangeRequest:
@@ -93,7 +93,8 @@ class Answering:
         Raises MalformedMessage when an op is none, and StoreError.
         """
         here = self._here
-        self._learn((request.sender, *request.members))
+        for view in (View.of(request.sender), request.view):
+            self._gossip.learn(view, request.sender.node_id)
         self._others.pace.heard(request.sender.node_id, is_serving=request.is_serving)
         if here.space.reason is not None:
             # What others did is heard; their content has to wait.
@@ -109,9 +110,9 @@ class Answering:
         fresh = {chunk.hash: chunk for chunk in claimed} | inline
         adopted: list[FreshChunk] = []
         # Looked at here and not in the step, which runs on another thread.
-        members = self._others.membership.members()
+        view = self._others.membership.view(request.view.digest)
         try:
-            step = partial(self._apply, request, ops, fresh, rows, members)
+            step = partial(self._apply, request, ops, fresh, rows, view)
             answered = await here.database.write(step, grows=bool(fresh))
             adopted = answered.adopted
         finally:
@@ -185,13 +186,13 @@ class Answering:
         ops: Sequence[Op],
         fresh: dict[bytes, FreshChunk],
         rows: dict[bytes, ChunkRow],
-        members: tuple[Member, ...],
+        view: View,
     ) -> _Answered:
         """The transaction of an answer; its suffix brings the new holds along."""
         here, store = self._here, self._here.database.store
         heard = here.hear(request.vv, request.fingerprints, ops)
         if heard.disputed:
-            refused = self._reply(members, request, None, heard)
+            refused = self._reply(view, request, None, heard)
             return _Answered(refused, [], 0, declare=False, disagrees=False, heard=heard)
         adopted = here.take_holds(request.hold, fresh, rows, recovered=False)
         for dot in request.hold:
@@ -200,13 +201,11 @@ class Answering:
                 here.take_back(dot)
         suffix = here.replica.suffix(request.vv, OPS_BYTES_MAX)
         held = tuple(dot for dot in request.hold if store.is_held(dot))
-        reply = replace(self._reply(members, request, suffix, heard), held=held)
+        reply = replace(self._reply(view, request, suffix, heard), held=held)
         disagrees = here.replica.disagrees(request.vv, request.state_sum)
         return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees, heard)
 
-    def _reply(
-        self, members: tuple[Member, ...], request: ExchangeRequest, suffix: Suffix | None, heard: Heard
-    ) -> ExchangeReply:
+    def _reply(self, view: View, request: ExchangeRequest, suffix: Suffix | None, heard: Heard) -> ExchangeReply:
         """What is said of our logs and state as they are in this transaction."""
         store = self._here.database.store
         vv, behind = store.version_vector(), suffix is None and not heard.disputed
@@ -216,7 +215,7 @@ class Answering:
         else:
             fingerprints = fingerprints_for(store.log_hash, request.sender.node_id, vv, request.vv, map(dots_in, ops))
         return ExchangeReply(
-            members=members,
+            view=view,
             vv=vv,
             state_sum=store.state_sum(),
             ops=ops,

@@ -7,7 +7,6 @@ single round trip, and a single commit at either end, carries many uploads. `pee
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -19,6 +18,7 @@ from peer.config import Config
 from peer.gossip.catching_up import CatchingUp, is_far_behind
 from peer.gossip.client import PeerRefused, PeerUnreachable
 from peer.gossip.forks import Forks
+from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.whole_state import Reason, WholeStates
 from peer.pace import RESTS_CATCHING_UP
@@ -31,7 +31,7 @@ from peer.world.env import Env, StoreError
 from protocol.codec import OpDots, decode_op, dots_in
 from protocol.errors import MalformedMessage
 from protocol.forks import Fingerprints, fingerprints_for
-from protocol.identity import Dot, Member, NodeId, Origin, VersionVector, covers, covers_all
+from protocol.identity import Dot, NodeId, Origin, VersionVector, covers, covers_all
 from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Op
 from protocol.replica import Heard, Suffix, cut_suffix
@@ -55,12 +55,6 @@ LEFT_ALONE_S = 3.0
 
 PATIENCE_MAX = 5
 """A peer that gives signs of life may take this many times `target_timeout_s`."""
-
-SILENT_PROBES = 2.0
-"""A peer that answered within so many probe intervals gives signs of life: on a busy machine one may be late."""
-
-Learn = Callable[[tuple[Member, ...]], None]
-"""Takes members heard of over HTTP."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +101,7 @@ class Exchanger(Worker):
         others: Peers,
         whole_states: WholeStates,
         forks: Forks,
-        learn: Learn,
+        gossip: Gossip,
         keeper: Keeper,
     ) -> None:
         super().__init__()
@@ -119,7 +113,7 @@ class Exchanger(Worker):
         self._here = here
         self._others = others
         self._whole_states = whole_states
-        self._learn = learn
+        self._gossip = gossip
         self._links: dict[NodeId, Link] = {}
         self._chance = env.chance("push")
         self._complaints = Complaints(log, env.clock.now)
@@ -167,7 +161,7 @@ class Exchanger(Worker):
                 self._others,
                 self._whole_states,
                 self._forks,
-                self._learn,
+                self._gossip,
                 self._complaints,
                 self._catching_up,
                 self._exchange_soon,
@@ -207,8 +201,10 @@ class Exchanger(Worker):
                 await turn.done.wait()
             if turn.done.is_set():
                 break
-            if clock.now() >= limit or not self._gives_signs_of_life(node_id):
+            # A busy peer that answers probes gets more time than one that may be gone.
+            if clock.now() >= limit or not self._others.membership.answers(node_id):
                 return f"{node_id} did not answer in time; it gets the file as soon as it can"
+            self._gossip.doubt(node_id)
             deadline = min(limit, clock.now() + self._config.target_timeout_s / 2)
         if turn.error is not None:
             return str(turn.error)
@@ -231,12 +227,6 @@ class Exchanger(Worker):
             if failure is not None or not has_moved or not self.link(node_id).has_more():
                 return
 
-    def _gives_signs_of_life(self, node_id: NodeId) -> bool:
-        """Whether a busy peer still answers probes: then it gets more time than one that may be gone."""
-        heard_at = self._others.membership.heard_at(node_id)
-        silent_s = math.inf if heard_at is None else self._env.clock.now() - heard_at
-        return silent_s < self._config.probe_interval_s * SILENT_PROBES
-
 
 class Link:
     """The exchanges with one peer."""
@@ -248,7 +238,7 @@ class Link:
         others: Peers,
         whole_states: WholeStates,
         forks: Forks,
-        learn: Learn,
+        gossip: Gossip,
         complaints: Complaints,
         catching_up: CatchingUp,
         exchange_soon: Callable[[NodeId], None],
@@ -262,8 +252,10 @@ class Link:
         self._here = here
         self._others = others
         self._whole_states = whole_states
-        self._learn = learn
+        self._gossip = gossip
         self.node_id = node_id
+        self._known_digest: bytes | None = None
+        """Of the peer's member list, as it last told."""
         self.known_vv: VersionVector | None = None
         """What the peer confirmed to have applied; it may have more."""
         self.done = 0
@@ -405,7 +397,7 @@ class Link:
             asked, contents = self._contents(hold)
         request = ExchangeRequest(
             sender=self._others.membership.me,
-            members=self._others.membership.members(),
+            view=self._others.membership.view(self._known_digest),
             vv=committed.version_vector,
             state_sum=committed.state_sum,
             ops=suffix.ops if suffix else (),
@@ -461,7 +453,8 @@ class Link:
         return asked, list(contents.values())
 
     async def _take_reply(self, request: ExchangeRequest, reply: ExchangeReply, turn: _Turn) -> None:
-        self._learn(reply.members)
+        self._gossip.learn(reply.view, self.node_id)
+        self._known_digest = reply.view.digest
         self._others.pace.heard(self.node_id, is_serving=reply.is_serving)
         try:
             ops = [decode_op(raw) for raw in reply.ops]

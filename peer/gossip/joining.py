@@ -18,6 +18,7 @@ from peer.world.env import Env, StartError
 from protocol import messages
 from protocol.errors import MalformedMessage
 from protocol.identity import Member
+from protocol.messages import View
 
 log = logging.getLogger("minidfs.joining")
 
@@ -132,7 +133,7 @@ async def announce(
     env: Env,
     addresses: tuple[Address, ...],
     others: Peers,
-    learn: Callable[[tuple[Member, ...]], None],
+    learn: Callable[[View], None],
     on_stranger: Callable[[StartError], None] | None,
 ) -> None:
     """Tell peers of this one until it knows others; ask each once, whether it belongs to this cluster.
@@ -151,7 +152,8 @@ async def announce(
             try:
                 theirs, _ = await join(env, address, "", None)
                 if theirs == others.cluster_id:
-                    learn((await join(env, address, theirs, others.membership.me))[1])
+                    _, members = await join(env, address, theirs, others.membership.me)
+                    learn(View.of(*members))
                 elif on_stranger is not None and is_alone():
                     on_stranger(_other_cluster(others.cluster_id, address, theirs))
                     return

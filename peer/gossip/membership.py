@@ -14,11 +14,14 @@ from peer.gossip.placement import requeue
 from peer.store.holding import Holding
 from peer.store.members import save_members
 from peer.world.env import Datagrams, Env, NoSpace, StoreError
+from protocol.datagrams import decode_datagram, encode_datagram
 from protocol.errors import ProtocolError, WrongCluster, WrongVersion
-from protocol.identity import Member, NodeId
-from protocol.membership import (
+from protocol.identity import NodeId
+from protocol.member_events import (
     Doubled,
+    Doubted,
     Effect,
+    Event,
     Learned,
     MemberChanged,
     Met,
@@ -28,7 +31,9 @@ from protocol.membership import (
     StatusChanged,
     Tick,
 )
-from protocol.messages import decode_datagram, encode_datagram
+from protocol.membership import Membership
+from protocol.messages import View
+from protocol.placement import Place
 
 log = logging.getLogger("minidfs.gossip")
 
@@ -47,6 +52,7 @@ class Gossip:
         env: Env,
         here: Holding,
         others: Peers,
+        membership: Membership,
         datagrams: Datagrams,
         on_met: Callable[[NodeId], Awaitable[None]],
         on_doubled: Callable[[str], None],
@@ -54,12 +60,16 @@ class Gossip:
         self._env = env
         self._here = here
         self._others = others
+        self._membership = membership
         self._datagrams = datagrams
         self._on_met = on_met
         self._on_doubled = on_doubled
         self._complaints = Complaints(log, env.clock.now)
-        self._keeping = trio.Lock()
+        self._changed = trio.Event()
+        self._queued_for: tuple[Place, ...] | None = None
+        """The places by which the queue of missing copies was made in this life."""
         self._nursery: trio.Nursery | None = None
+        self._timer = trio.CancelScope()
         self.datagrams_sent = 0
         self.datagrams_received = 0
         self.datagrams_dropped = 0
@@ -68,7 +78,7 @@ class Gossip:
         """Probe and answer probes, until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
+                self._handle(Tick())
                 while True:
                     self._hear(*await self._datagrams.receive())
         finally:
@@ -88,32 +98,41 @@ class Gossip:
             log.debug("dropped a datagram: %s", error)
             return
         try:
-            self._carry_out(self._others.membership.handle(Received(message), self._env.clock.now()))
+            self._handle(Received(message))
         except Exception:
             # Else who sends it again and again would keep this peer deaf.
             self.datagrams_dropped += 1
             log.exception("a datagram of %s cannot be taken in", message.sender.node_id)
 
-    def learn(self, members: tuple[Member, ...]) -> None:
-        """Hear of members over HTTP."""
-        self._carry_out(self._others.membership.handle(Learned(members), self._env.clock.now()))
+    def learn(self, view: View, said_by: NodeId | None = None) -> None:
+        """Hear of members over HTTP; `said_by` is whose list it is, if that one believes what it says of them."""
+        self._handle(Learned(view, said_by))
+
+    def doubt(self, node_id: NodeId) -> None:
+        """Have it found out soon whether a peer still answers."""
+        self._handle(Doubted(node_id))
 
     async def keep_members(self) -> None:
-        """Keep the members on disk, and what follows from them."""
+        """Keep the members on disk, and what follows from them, until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            try:
+                await self._keep_members()
+            except StoreError as error:
+                log.error("cannot keep the members: %s", error)
+            self._here.news.tell()
+            await self._changed.wait()
+
+    async def _keep_members(self) -> None:
         members = self._others.membership.members()
-        self._others.placement.follow(members)
+        places = self._others.placement.follow(members)
         database = self._here.database
-        try:
-            await database.write(lambda: save_members(database.store, members))
-            async with self._keeping:
-                # Not `members`: others may have come while this waited for its turn.
-                while True:
-                    if await self._requeue():
-                        break
-                    await trio.sleep(FULL_PAUSE_S)
-        except StoreError as error:
-            log.error("cannot keep the members: %s", error)
-        self._here.news.tell()
+        await database.write(lambda: save_members(database.store, members))
+        while places != self._queued_for and not self._changed.is_set():
+            if await self._requeue():
+                self._queued_for = places
+            else:
+                await trio.sleep(FULL_PAUSE_S)
 
     async def _requeue(self) -> bool:
         """Bring the queue of missing copies in line with the members; False when there is no room for that."""
@@ -125,18 +144,25 @@ class Gossip:
             return False
         return True
 
+    def _handle(self, event: Event) -> None:
+        self._carry_out(self._membership.handle(event, self._env.clock.now()))
+
     def _carry_out(self, effects: list[Effect]) -> None:
+        if any(isinstance(effect, MemberChanged) for effect in effects):
+            # At once, so that a change of the queue for those before ends.
+            self._others.placement.follow(self._others.membership.members())
+            self._changed.set()
         nursery = self._nursery
         if nursery is None:
             # It failed and starts again in a moment; then everybody is probed anew.
             return
-        if any(isinstance(effect, MemberChanged) for effect in effects):
-            nursery.start_soon(self.keep_members)
         self._send_all([effect for effect in effects if isinstance(effect, Send)], nursery)
         for effect in effects:
             match effect:
                 case SetTimer(after_s):
-                    nursery.start_soon(self._tick_later, after_s)
+                    self._timer.cancel()
+                    self._timer = trio.CancelScope()
+                    nursery.start_soon(self._tick_later, after_s, self._timer)
                 case StatusChanged(node_id, status):
                     log.info("%s is %s", node_id, status.value)
                 case Doubled(address, must_stop):
@@ -167,6 +193,8 @@ class Gossip:
         self.datagrams_sent += 1
         await self._datagrams.send(encode_datagram(self._others.cluster_id, send.message), address)
 
-    async def _tick_later(self, after_s: float) -> None:
-        await trio.sleep(after_s)
-        self._carry_out(self._others.membership.handle(Tick(), self._env.clock.now()))
+    async def _tick_later(self, after_s: float, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep(after_s)
+        if not scope.cancel_called:
+            self._handle(Tick())

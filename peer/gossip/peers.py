@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from peer.gossip.client import PeerClient
 from peer.gossip.placement import Placement
 from peer.pace import RESTS, Pace
-from protocol.identity import Member, NodeId
-from protocol.membership import Membership, Status
+from protocol.identity import Member, NodeId, Status
+from protocol.member_list import MemberList
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Peers:
 
     me: NodeId
     cluster_id: str
-    membership: Membership
+    membership: MemberList
     placement: Placement
     client: PeerClient
     pace: Pace

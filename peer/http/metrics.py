@@ -23,7 +23,7 @@ from peer.http.services import Services
 from peer.http.traffic import SECONDS, Durations, Traffic
 from peer.store.lookups import Totals, totals
 from peer.world.env import Work
-from protocol.membership import Status
+from protocol.identity import Status
 
 
 @dataclass(frozen=True, slots=True)

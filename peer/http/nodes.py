@@ -13,8 +13,7 @@ from peer.http.requests import number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
 from peer.store.lookups import Filling, QueueItem
-from protocol.identity import Member, NodeId
-from protocol.membership import Status
+from protocol.identity import Member, NodeId, Status
 from protocol.messages import ItemStatus, Recovery
 
 QUEUE_LIMIT = 1000

@@ -14,8 +14,7 @@ from peer.config import DURABILITIES
 from peer.http.files import FILES_LIMIT, FILES_LIMIT_MAX
 from peer.http.nodes import QUEUE_LIMIT, QUEUE_LIMIT_MAX
 from protocol.codec import FILENAME_CHARS_MAX, SIZE_MAX
-from protocol.identity import NODE_ID_PATTERN
-from protocol.membership import Status
+from protocol.identity import NODE_ID_PATTERN, Status
 from protocol.messages import ItemStatus
 from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN
 

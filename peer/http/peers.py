@@ -40,7 +40,7 @@ async def join(request: Request) -> Response:
     # Whoever brings members has to know which cluster they are of; only who brings none may ask for it.
     if cluster_id != services.others.cluster_id and (cluster_id or members):
         raise WrongCluster("this peer belongs to another cluster, or none was named")
-    services.gossip.learn(members)
+    services.gossip.learn(messages.View.of(*members))
     return _packed(messages.encode_joined(services.others.cluster_id, services.others.membership.members()))
 
 

@@ -20,7 +20,6 @@ from strategies import (
     FINGERPRINTS,
     JUNK,
     MANY_MEMBERS,
-    MEMBERS,
     REPLIES,
     REQUESTS,
     SUMS,
@@ -30,6 +29,21 @@ from strategies import (
 
 from protocol import messages
 from protocol.codec import FILE_KEY_PATTERN, MS_MAX, SIZE_MAX, encode_op
+from protocol.datagrams import (
+    DATAGRAM_BYTES_MAX,
+    DATAGRAM_VERSION,
+    RUMORS_BYTES_MAX,
+    Ack,
+    Datagram,
+    Gossip,
+    IndirectAck,
+    Nack,
+    Ping,
+    PingRequest,
+    decode_datagram,
+    encode_datagram,
+    rumor_size,
+)
 from protocol.errors import MalformedMessage, ProtocolError, WrongCluster, WrongVersion
 from protocol.forks import Fingerprints
 from protocol.identity import (
@@ -46,23 +60,17 @@ from protocol.identity import (
 from protocol.messages import (
     ADDRESS_CHARS_MAX,
     CLUSTER_ID_CHARS_MAX,
-    DATAGRAM_BYTES_MAX,
-    DATAGRAM_VERSION,
     HASHES_MAX,
     INCARNATION_MAX,
     WIRE_VERSION,
     ZONE_CHARS_MAX,
-    Ack,
-    Datagram,
     ExchangeReply,
     ExchangeRequest,
-    Ping,
     Recovery,
     RepairAttempt,
-    decode_datagram,
+    View,
     decode_reply,
     decode_request,
-    encode_datagram,
     encode_reply,
     encode_request,
 )
@@ -76,15 +84,14 @@ def test_datagrams_read_back(message: Datagram) -> None:
         assert decode_datagram(CLUSTER, raw) == message
 
 
-@given(st.sampled_from([Ping, Ack]), st.integers(0, SEQ_MAX), MEMBERS)
-def test_a_datagram_of_an_older_version_tells_no_life(
-    kind: type[Ping] | type[Ack], number: int, member: Member
+@settings(max_examples=30)
+@given(REQUESTS, REPLIES)
+def test_a_list_of_a_peer_of_an_older_version_says_nothing_of_who_is_up(
+    request: ExchangeRequest, reply: ExchangeReply
 ) -> None:
-    message = kind(number, member, Life(1, 1))
-    fields = msgpack.unpackb(encode_datagram(CLUSTER, message))
-    raw = bytes(msgpack.packb(fields[:5]))
-    if len(raw) <= DATAGRAM_BYTES_MAX:
-        assert decode_datagram(CLUSTER, raw) == kind(number, member, None)
+    older = decode_request(CLUSTER, msgpack.packb(msgpack.unpackb(encode_request(CLUSTER, request))[:-2])).view
+    assert older == View.of(*request.view.members)
+    assert decode_reply(msgpack.packb(msgpack.unpackb(encode_reply(reply))[:-2])).view == View.of(*reply.view.members)
 
 
 @settings(max_examples=30)
@@ -103,7 +110,18 @@ def test_the_largest_datagram_of_plain_text_fits_its_limit() -> None:
     """Addresses and zones are plain ASCII: host names and ports."""
     member = Member(NodeId("n" * 64), "a" * ADDRESS_CHARS_MAX, INCARNATION_MAX, "z" * ZONE_CHARS_MAX)
     life = Life(MS_MAX, SIZE_MAX)
-    for message in (Ping(SEQ_MAX, member, life), Ack(SEQ_MAX, member, life)):
+    rumors: tuple[Member, ...] = ()
+    while sum(map(rumor_size, (*rumors, member))) <= RUMORS_BYTES_MAX:
+        rumors += (member,)
+    messages: tuple[Datagram, ...] = (
+        Ping(SEQ_MAX, member, life, rumors),
+        Ack(SEQ_MAX, member, life, rumors),
+        PingRequest(SEQ_MAX, member, member.node_id, rumors),
+        IndirectAck(SEQ_MAX, member, rumors),
+        Nack(SEQ_MAX, member, rumors),
+        Gossip(member, rumors),
+    )
+    for message in messages:
         raw = encode_datagram("c" * CLUSTER_ID_CHARS_MAX, message)
         assert len(raw) <= DATAGRAM_BYTES_MAX
         assert decode_datagram("c" * CLUSTER_ID_CHARS_MAX, raw) == message
@@ -171,9 +189,11 @@ def test_a_peer_of_an_older_version_says_nothing_of_forks(
     request: ExchangeRequest, reply: ExchangeReply, state_sum: int
 ) -> None:
     old = bytes(msgpack.packb(msgpack.unpackb(encode_request(CLUSTER, request))[:10]))
-    assert decode_request(CLUSTER, old) == replace(request, fingerprints={}, gave_up=())
+    told = View.of(*request.view.members)
+    assert decode_request(CLUSTER, old) == replace(request, view=told, fingerprints={}, gave_up=())
     old = bytes(msgpack.packb(msgpack.unpackb(encode_reply(reply))[:7]))
-    assert decode_reply(old) == replace(reply, fingerprints={}, gave_up=(), disputed=False)
+    told = View.of(*reply.view.members)
+    assert decode_reply(old) == replace(reply, view=told, fingerprints={}, gave_up=(), disputed=False)
     head = messages.encode_snapshot_head(
         messages.SnapshotHead(request.vv, state_sum, fingerprints=request.fingerprints)
     )

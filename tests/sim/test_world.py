@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put
+from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put, services
 
 from peer.files.uploads import FILE_IDS
 from peer.world.env import StartError
@@ -152,7 +152,7 @@ def test_what_goes_wrong_in_a_peer_comes_out_of_the_world() -> None:
         def fails(*_: object) -> None:
             raise ZeroDivisionError
 
-        others(world, "node-1").membership.handle = fails  # type: ignore[assignment, method-assign]
+        services(world, "node-1").gossip._membership.handle = fails  # type: ignore[assignment, method-assign]
         await trio.sleep(10)
 
     with pytest.raises(ExceptionGroup) as caught:

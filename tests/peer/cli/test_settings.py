@@ -89,7 +89,7 @@ def test_what_is_in_force_is_shown_with_where_it_comes_from(
     assert found["serve.copies"] == ("4", "variable MINIDFS_COPIES")
     assert found["serve.heal-interval"] == ("5", f"file {file}")
     assert found["serve.join"] == ("10.0.0.1:8001 10.0.0.2:8001", f"file {file}")
-    assert found["serve.down-after"] == ("3.0", "default")
+    assert found["serve.down-after"] == ("2.5", "default")
     assert found["cluster.nodes"] == ("5", f"file {file}")
     assert run_command(minidfs, "minidfs", ["config"]) == 0
     assert "serve.copies" in capsys.readouterr().out

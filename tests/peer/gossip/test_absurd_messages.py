@@ -17,9 +17,10 @@ from worlds import converged, everywhere, get, here, in_world, others, put, serv
 from peer.config import Address
 from peer.gossip.client import CLUSTER_HEADER
 from protocol import codec, messages
+from protocol.datagrams import Datagram, Ping, encode_datagram
 from protocol.identity import Member, NodeId
-from protocol.membership import MEMBERS_MAX
-from protocol.messages import Datagram, ExchangeRequest, Ping
+from protocol.member_list import MEMBERS_MAX
+from protocol.messages import ExchangeRequest, View
 from sim.world import World
 
 PATHS = ["/peer/exchange", "/peer/join", "/peer/chunks", "/peer/chunks/renew", "/peer/chunks/withdraw"]
@@ -67,7 +68,7 @@ def test_exchanges_that_say_absurd_things_do_no_harm(requests: list[tuple[Exchan
         for request, is_from_peer, is_empty in requests:
             # Of a real peer, of one nobody knows, or of the receiver itself.
             sender = theirs if is_from_peer else replace(request.sender, node_id=mine.node_id)
-            said = replace(request, sender=sender, members=(), ops=() if is_empty else request.ops)
+            said = replace(request, sender=sender, view=View(), ops=() if is_empty else request.ops)
             await post(world, "/peer/exchange", messages.encode_request(cluster_id, said))
         await assert_well(world)
 
@@ -87,8 +88,11 @@ def test_datagrams_that_say_absurd_things_do_no_harm(datagrams: list[Datagram], 
             for node_id in ("node-1", "node-2"):
                 # Numbers and addresses of nobody, under the names of everybody.
                 sender = replace(datagram.sender, node_id=NodeId(node_id), incarnation=0)
+                rumors = tuple(replace(rumor, node_id=NodeId(node_id)) for rumor in datagram.rumors)
                 services(world, "node-1").gossip._hear(
-                    messages.encode_datagram(others(world, "node-1").cluster_id, replace(datagram, sender=sender)),
+                    encode_datagram(
+                        others(world, "node-1").cluster_id, replace(datagram, sender=sender, rumors=rumors)
+                    ),
                     NOBODY,
                 )
         for blob in blobs:
@@ -103,12 +107,11 @@ def test_datagrams_that_say_absurd_things_do_no_harm(datagrams: list[Datagram], 
 def test_made_up_members_are_known_up_to_a_limit() -> None:
     async def scenario(world: World) -> None:
         await put(world, "node-1", "kept", b"content")
-        membership = others(world, "node-1").membership
-        membership.handle = lambda event, now: []  # type: ignore[method-assign]
+        gossip, known = services(world, "node-1").gossip, others(world, "node-1").membership
+        gossip._carry_out = lambda effects: None  # type: ignore[method-assign]
         for number in range(0, 2 * MEMBERS_MAX, 500):
-            for member in (Member(NodeId(f"m{number + more}"), "127.0.0.1:1", 1) for more in range(500)):
-                membership._learn(member, 0.0)
-        assert len(membership.members()) == MEMBERS_MAX
+            gossip.learn(View.of(*(Member(NodeId(f"m{number + more}"), "127.0.0.1:1", 1) for more in range(500))))
+        assert len(known.members()) == MEMBERS_MAX
 
     in_world(scenario, peers=2)
 
@@ -117,10 +120,10 @@ def test_made_up_members_are_known_up_to_a_limit() -> None:
     ("raw", "said"),
     [
         (
-            messages.encode_datagram("ff" * 16, Ping(1, Member(NodeId("x"), "127.0.0.1:9", 1), None)),
+            encode_datagram("ff" * 16, Ping(1, Member(NodeId("x"), "127.0.0.1:9", 1), None)),
             "from cluster ffff",
         ),
-        (codec.pack([0, 0, "00" * 16, 1, []]), "its datagrams have version 0, and this release's 1; upgrade it"),
+        (codec.pack([0, 0, "00" * 16, 1, []]), "its datagrams have version 0, and this release's 2; upgrade it"),
     ],
 )
 def test_who_cannot_be_understood_is_named_once(caplog: pytest.LogCaptureFixture, raw: bytes, said: str) -> None:

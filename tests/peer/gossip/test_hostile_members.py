@@ -8,8 +8,9 @@ import trio
 from worlds import converged, everywhere, in_world, others, put, services
 
 from protocol import messages
-from protocol.identity import Member, NodeId
-from protocol.membership import INCARNATION_STEP_MAX, Status
+from protocol.identity import Member, NodeId, Status
+from protocol.member_list import INCARNATION_STEP_MAX
+from protocol.messages import View
 from sim.world import World
 
 LONG_LABEL = f"{'a' * 64}.example:80"
@@ -32,7 +33,7 @@ LONG_LABEL = f"{'a' * 64}.example:80"
 )
 def test_a_member_at_an_address_that_can_be_none_ends_no_peer(address: str) -> None:
     async def scenario(world: World) -> None:
-        services(world, "node-1").gossip.learn((Member(NodeId("odd"), address, 1),))
+        services(world, "node-1").gossip.learn(View.of(Member(NodeId("odd"), address, 1)))
         await trio.sleep(60)
         response = await world.request("node-1", "GET", "/nodes/check")
         assert response.status_code == httpx.codes.OK

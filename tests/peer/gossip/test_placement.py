@@ -14,6 +14,7 @@ from peer.pace import RESTS
 from peer.store.members import load_members, load_ranks
 from peer.world.env import NoSpace
 from protocol.identity import Member, NodeId
+from protocol.messages import View
 from protocol.placement import Place, rank_all
 from sim.world import World
 
@@ -254,7 +255,7 @@ def test_a_change_of_members_waits_for_room_on_a_full_disk_and_leaves_what_there
         with pytest.raises(NoSpace):
             await requeue(peer.env, peer.here.database, peer.others.placement, members, peer.others.rest)
         assert pending(world, "node-1") == []
-        peer.gossip.learn(members)
+        peer.gossip.learn(View.of(*members))
         await trio.sleep(60)
         assert pending(world, "node-1") == []
         peer.here.database.check_space = check_space

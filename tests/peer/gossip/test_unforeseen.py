@@ -39,7 +39,7 @@ def test_a_bug_in_any_task_of_the_background_costs_no_more_than_a_moment() -> No
         running = services(world, "node-1")
         for number, (owner, method) in enumerate(
             [
-                (running.others.membership, "_on_tick"),
+                (running.gossip._membership, "_on_tick"),
                 (running.exchanger, "_lacking"),
                 (running.exchanger.link(NodeId("node-2")), "_suffix"),
                 (running.repair, "_forget_attempts"),
@@ -77,7 +77,7 @@ def test_who_waits_for_an_exchange_that_fails_is_told() -> None:
 
 def test_a_message_that_gossip_stumbles_over_does_not_silence_it() -> None:
     async def scenario(world: World) -> None:
-        membership = others(world, "node-1").membership
+        known, membership = others(world, "node-1").membership, services(world, "node-1").gossip._membership
         right = membership.handle
 
         def stumble(event: Any, now: float) -> Any:
@@ -87,8 +87,8 @@ def test_a_message_that_gossip_stumbles_over_does_not_silence_it() -> None:
 
         membership.handle = stumble  # type: ignore[method-assign]
         await trio.sleep(120)
-        assert membership.status(NodeId("node-2")) is Status.ALIVE
-        assert membership.status(NodeId("node-3")) is Status.DOWN
+        assert known.status(NodeId("node-2")) is Status.ALIVE
+        assert known.status(NodeId("node-3")) is Status.DOWN
         assert services(world, "node-1").gossip.datagrams_dropped > 50
         assert failures(world, "node-1") == {}
 

@@ -35,7 +35,7 @@ from peer.store.holding import Holding
 from peer.store.rows import ChunkRow
 from peer.store.staging import STAGED_FOR_S
 from peer.world.env import StoreError
-from protocol.identity import Member
+from protocol.messages import View
 from protocol.ops import Chunk
 from sim.disk import EVENT_LOOP, Faults
 from sim.world import World
@@ -484,13 +484,13 @@ def test_members_are_looked_at_on_the_event_loop_only() -> None:
         machine = world.machines["node-2"]
         membership, env = others(world, "node-2").membership, machine.env
         assert env is not None
-        known, threads = membership.members, set()
+        known, threads = membership.view, set()
 
-        def members() -> tuple[Member, ...]:
+        def view(digest: bytes | None) -> View:
             threads.add(env.mount.thread)
-            return known()
+            return known(digest)
 
-        membership.members = members  # type: ignore[method-assign]
+        membership.view = view  # type: ignore[method-assign]
         await put(world, "node-1", "k", b"x" * 2500)
         await put(world, "node-2", "l", b"x" * 2500)
         await world.request("node-2", "DELETE", "/files/k")
