@@ -78,7 +78,7 @@ KNOCKS_MAX = 16
 """Of those that do not answer so many are probed in a round, at most, besides the one whose turn it is."""
 KNOCK_SHARE = 8
 """Who has been silent for so many times a while is knocked at again after that while."""
-KNOCK_S_MAX = 30.0
+KNOCK_S_MAX = 5.0
 
 DEAF_TIMES = 2
 """The shortest suspicion: who has not answered us for so long is down to us, though it may be up to others."""

@@ -1147,7 +1147,7 @@ MUTANTS = (
         "knocks-as-often-as-ever",
         "Those that are down are probed in each round for ever.",
         "protocol/membership.py",
-        "KNOCK_S_MAX = 30.0",
+        "KNOCK_S_MAX = 5.0",
         "KNOCK_S_MAX = 1.0",
         (f"{MEMBERSHIP}::test_those_that_are_down_are_knocked_at_ever_more_rarely_and_never_too_many_at_once",),
     ),

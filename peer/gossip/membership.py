@@ -129,10 +129,10 @@ class Gossip:
         database = self._here.database
         await database.write(lambda: save_members(database.store, members))
         while places != self._queued_for and not self._changed.is_set():
-            if await self._requeue():
-                self._queued_for = places
-            else:
+            if not await self._requeue():
                 await trio.sleep(FULL_PAUSE_S)
+            elif not self._changed.is_set():
+                self._queued_for = places
 
     async def _requeue(self) -> bool:
         """Bring the queue of missing copies in line with the members; False when there is no room for that."""
