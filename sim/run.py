@@ -333,7 +333,25 @@ def run_seeds(plan: Plan, seeds: Iterable[int], jobs: int) -> Iterator[Verdict]:
     f" or when a life had less than {OPERATIONS_MIN} operations or {FAULTS_MIN} faults.",
 )
 @click.option("--first", is_flag=True, help="Stop at the first broken promise.")
-def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int, *, sometimes: bool, first: bool) -> None:
+@click.option(
+    "--within",
+    "limit_minutes",
+    type=click.FloatRange(0.01),
+    default=math.inf,
+    metavar="MINUTES",
+    help="Of real time: after so long no more seeds are waited for.  [default: for ever]",
+)
+def run(
+    seeds: range,
+    peers: int,
+    minutes: float,
+    scenario: str,
+    jobs: int,
+    limit_minutes: float,
+    *,
+    sometimes: bool,
+    first: bool,
+) -> None:
     """Run simulated peers through storms of faults, one a seed.
 
     What was promised is checked. Exit code 1 when a promise was broken; the line says how to replay it.
@@ -353,6 +371,9 @@ def run(seeds: range, peers: int, minutes: float, scenario: str, jobs: int, *, s
         elif sometimes and verdict.is_too_little:
             lacking += 1
             click.echo(f"seed {verdict.seed}: {verdict.done.total()} operations, {verdict.faults.total()} faults")
+        if lives < len(seeds) and time.monotonic() - started > 60 * limit_minutes:
+            click.echo(f"{lives} of {len(seeds)} seeds in {limit_minutes:g} minutes; the others were not tried")
+            break
     missing = never(total.seen) if sometimes else []
     for condition in missing:
         click.echo(f"never: {condition}")

@@ -198,3 +198,14 @@ def test_a_replay_ends_in_the_digest_of_its_trace() -> None:
     assert first.output == again.output
     *_, last = first.output.splitlines()
     assert last == f"trace {run_seed(Plan(2, 0.2, 'calm'), 7).digest}"
+
+
+def test_no_more_seeds_are_waited_for_after_the_time_there_is() -> None:
+    options = ["--seeds", "1..500", "--peers", "2", "--minutes", "0.1", "--jobs", "1", "--within", "0.01"]
+    result = CliRunner().invoke(run, options)
+    assert result.exit_code == 0
+    said, summary = result.stdout.splitlines()
+    tried = said.split()[0]
+    assert said == f"{tried} of 500 seeds in 0.01 minutes; the others were not tried"
+    assert 0 < int(tried) < 500
+    assert summary.startswith(f"{tried} seed")
