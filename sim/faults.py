@@ -24,6 +24,8 @@ from sim.world import VirtualClock, World
 EIO = 0.002
 EIO_AT_COMMIT = 0.05
 DIRTY_WITHIN_S = 1.0
+NEWCOMERS = 3
+"""Peers that join a world, at most."""
 FORK_S = 60.0
 """At most so long nothing else goes wrong after a machine was resumed."""
 
@@ -65,7 +67,9 @@ class FaultMaker:
             "cut": self._cut,
             "weather": self._blow,
             "clock": self._set_clock,
+            "join": self._join,
         }
+        self._peers = len(world.machines)
         for machine in world.machines.values():
             machine.platter.loses = self._losses(machine.name)
 
@@ -76,7 +80,7 @@ class FaultMaker:
     async def run(self, over: trio.Event) -> None:
         """Make the faults, each at its time or, when the one before lasts longer, right behind it, until it is over."""
         started = trio.current_time()
-        names = sorted(self._world.machines)
+        names = list(self._world.machines)
         for fault in self._faults:
             with trio.move_on_at(started + fault.at_s):
                 await over.wait()
@@ -131,6 +135,17 @@ class FaultMaker:
     async def _start(self, name: str) -> None:
         self._world.machines[name].platter.faults = None
         await self._world.try_start(name)
+
+    async def _join(self, _name: str) -> None:
+        """One more peer joins those that are there."""
+        if len(self._world.machines) == self._peers + NEWCOMERS:
+            await trio.lowlevel.checkpoint()
+            return
+        name = self._world.add()
+        self._note("new peers", name)
+        self._world.machines[name].platter.loses = self._losses(name)
+        with trio.move_on_after(self._lasts_s):
+            await self._world.start(name)
 
     # --- disks ---
 

@@ -17,6 +17,7 @@ LOST_DISKS = ("lose disk", "restore image")
 DISKS = (*FAILING_DISKS, *FULL_DISKS, *ROT, *LOST_DISKS)
 CUTS, WEATHER = ("cut",), ("weather",)
 NETWORK = (*CUTS, *WEATHER)
+JOINS = ("join",)
 
 SCENARIOS: dict[str, tuple[str, ...]] = {
     "storm": (*POWER, *PAUSES, *DISKS, *NETWORK, *CLOCKS),
@@ -31,11 +32,12 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
     "cuts": CUTS,
     "weather": WEATHER,
     "clocks": CLOCKS,
+    "joins": (*JOINS, *POWER, *NETWORK),
     "calm": (),
 }
 """Names of scenarios, and the kinds of faults that may come in them."""
 
-ALWAYS = ("crash", "cut")
+ALWAYS = ("crash", "cut", "join")
 """Kinds that no seed of a scenario with them leaves out."""
 KIND_SHARE = 0.7
 """Of seeds that have some other kind."""

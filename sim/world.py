@@ -178,13 +178,9 @@ class World:
         self.network = Network(Random(f"{seed} network"), self.trace, nursery)
         self.chance = Random(f"{seed} scenario")
         self._settings = settings
-        self.machines = {
-            f"node-{number}": _Machine(f"node-{number}", Address("127.0.0.1", FIRST_PORT + number - 1))
-            for number in range(1, peers + 1)
-        }
-        for machine in self.machines.values():
-            self.network.owner_of[machine.address.port] = machine.name
-            self.put_disk(machine.name, machine.platter)
+        self.machines: dict[str, _Machine] = {}
+        for _ in range(peers):
+            self.add()
         self.client = httpx.AsyncClient(transport=VirtualTransport(self.network, "client"), timeout=CLIENT_TIMEOUT_S)
 
     # --- what happened ---
@@ -203,6 +199,15 @@ class World:
         return self._digest.hexdigest()
 
     # --- peers ---
+
+    def add(self) -> str:
+        """One more machine, with an empty disk; its name."""
+        number = len(self.machines) + 1
+        name = f"node-{number}"
+        self.machines[name] = machine = _Machine(name, Address("127.0.0.1", FIRST_PORT + number - 1))
+        self.network.owner_of[machine.address.port] = name
+        self.put_disk(name, machine.platter)
+        return name
 
     def put_disk(self, name: str, platter: Platter) -> None:
         """Give a machine that is down a disk."""

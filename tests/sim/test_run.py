@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from peer.files.delivery import Deliveries
 from peer.store.chunks import ChunkStore
 from protocol.ops import Put
+from sim.faults import NEWCOMERS
+from sim.model import Promise
 from sim.run import (
     Plan,
     fewest,
@@ -189,6 +191,13 @@ def test_the_command_gives_one_line_of_verdict() -> None:
     assert result.exit_code == 0, result.output
     assert result.output.startswith("2 seeds, 0 broke a promise; ")
     assert result.output.count("\n") == 1
+
+
+def test_peers_join_in_the_midst_of_faults_and_become_like_the_others() -> None:
+    verdict = run_seed(Plan(2, 0.5, "joins"), 1)
+    assert verdict.objection is None
+    assert 1 <= verdict.faults["new peers"] <= NEWCOMERS
+    assert verdict.kept[Promise.ALIKE] == 2
 
 
 def test_a_replay_ends_in_the_digest_of_its_trace() -> None:
