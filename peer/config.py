@@ -80,7 +80,8 @@ class Config:
     join: tuple[Address, ...] = ()
     """Peers to ask for the cluster; one that answers is enough, and none is needed once the data folder knows it."""
     rejoin: bool = False
-    """Go over to the cluster of the peers in `join`, with all files, from one this peer founded and is alone in."""
+    """Go over to the cluster of the peers in `join`, with all files, from one this peer founded and is alone in; join
+    again a cluster this peer was removed from."""
     cluster_id: str | None = None
     """Found or join only this cluster. None: found one, or take over that of the first peer in `join` that answers."""
     copies: int = 3

@@ -32,7 +32,7 @@ from peer.pace import Pace
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
 from peer.store.holding import DAMAGED, PINNED_FOR, Holding
-from peer.store.members import load_members, load_ranks, save_members
+from peer.store.members import load_evictions, load_members, load_ranks, save_members
 from peer.store.space import Space
 from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
@@ -225,7 +225,7 @@ class Node:
         here.is_damaged = database.look_up(lambda connection: meta_value(connection, DAMAGED)) is not None
         here.pinned_for = database.look_up(lambda connection: meta_value(connection, PINNED_FOR))
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
-        known = MemberList(me)
+        known = MemberList(me, database.look_up(load_evictions))
         timing = Timing(config.probe_interval_s, config.down_after_s)
         membership = Membership(known, members, timing, life, env.chance("probing"))
         placement.follow(known.members())
@@ -241,13 +241,16 @@ class Node:
         set_meta_value(store.connection, "cluster_id", cluster_id)
         members = load_members(store.connection)
         lives = [member.incarnation for member in members if member.node_id == self.config.node_id]
-        me = Member(NodeId(self.config.node_id), str(self.advertised), max(lives, default=0) + 1)
+        joined = [member.joined for member in members if member.node_id == self.config.node_id]
+        node_id, incarnation = NodeId(self.config.node_id), max(lives, default=0) + 1
+        me = Member(node_id, str(self.advertised), incarnation, joined=max(joined, default=0))
         save_members(store, (me,))
         return me, members
 
     def _wire(self, here: Holding, others: Peers, membership: Membership, datagrams: Datagrams) -> Services:
         env, config = self.env, self.config
-        gossip = Gossip(env, here, others, membership, datagrams, self._on_met, self._on_doubled)
+        told = (self._on_met, self._on_doubled, self._on_evicted)
+        gossip = Gossip(env, here, others, membership, datagrams, *told, may_rejoin=config.rejoin)
         whole_states = WholeStates(env, here, others)
         forks = Forks(here, others)
         exchanger = Exchanger(env, config, here, others, whole_states, forks, gossip, self.keeper)
@@ -289,6 +292,12 @@ class Node:
             StartError(
                 f"a peer named {self.config.node_id} runs at {address} already; stop that one, or use another --id here"
             )
+        )
+
+    def _on_evicted(self) -> None:
+        """An operator removed this peer for good."""
+        self._fail(
+            StartError(f"{self.config.node_id} was removed from its cluster for good; --rejoin makes it join again")
         )
 
     def _fail(self, reason: StartError) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongVersion
-from protocol.identity import Life, Member, NodeId, Status
-from protocol.messages import INCARNATION_MAX, check_cluster, member_fields, read_member
+from protocol.identity import Eviction, Life, Member, NodeId, Status
+from protocol.messages import INCARNATION_MAX, check_cluster, member_fields, read_eviction, read_member
 
 DATAGRAM_VERSION = 2
 """2: rumors, and probes by way of others."""
@@ -34,7 +34,7 @@ class Accusation:
     accuser: NodeId
 
 
-Rumor = Member | Accusation
+Rumor = Member | Accusation | Eviction
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ Datagram = Ping | Ack | PingRequest | IndirectAck | Nack | Gossip
 
 _PING, _ACK, _PING_REQUEST, _INDIRECT_ACK, _NACK, _GOSSIP = range(6)
 _STATUSES = (Status.SUSPECT, Status.DOWN)
-_RECORD = len(_STATUSES)
+_RECORD, _EVICTION = len(_STATUSES), len(_STATUSES) + 1
 
 
 def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
@@ -161,14 +161,18 @@ def rumor_size(rumor: Rumor) -> int:
 def _rumor_fields(rumor: Rumor) -> list[object]:
     if isinstance(rumor, Member):
         return [_RECORD, *member_fields(rumor)]
+    if isinstance(rumor, Eviction):
+        return [_EVICTION, *rumor]
     return [_STATUSES.index(rumor.status), rumor.node_id, rumor.incarnation, rumor.accuser]
 
 
 def _read_rumor(value: object) -> Rumor:
     fields = codec.read_list(value)
-    kind = codec.read_int(fields[0], _RECORD) if fields else _RECORD
+    kind = codec.read_int(fields[0], _EVICTION) if fields else _RECORD
     if kind == _RECORD:
         return read_member(fields[1:])
+    if kind == _EVICTION:
+        return read_eviction(fields[1:])
     node_id, incarnation, accuser = codec.read_list(fields[1:], 3)
     return Accusation(
         codec.read_node_id(node_id),

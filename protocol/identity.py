@@ -70,6 +70,15 @@ class Member:
     address: str
     incarnation: int
     zone: str = ""
+    joined: int = 0
+    """How often it was removed for good and came back; it stays the same while the incarnation rises."""
+
+
+class Eviction(NamedTuple):
+    """A member was removed for good: all of its records that joined no later than so are void, whatever it refutes."""
+
+    node_id: NodeId
+    joined: int
 
 
 class Status(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.datagrams import Datagram
-from protocol.identity import Member, NodeId, Status
+from protocol.identity import Eviction, Member, NodeId, Status
 from protocol.messages import View
 
 
@@ -36,7 +36,19 @@ class Doubted:
     node_id: NodeId
 
 
-Event = Tick | Received | Learned | Doubted
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """An operator removes a member for good."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """This peer was removed for good, and joins again."""
+
+
+Event = Tick | Received | Learned | Doubted | Evict | Rejoin
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +96,16 @@ class Doubled:
     must_stop: bool
 
 
-Effect = Send | SetTimer | MemberChanged | StatusChanged | Met | Doubled
+@dataclass(frozen=True, slots=True)
+class MemberLeft:
+    """A member was removed for good; keep that on disk."""
+
+    eviction: Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """We were removed for good: others hear nothing of what we say, unless we join again."""
+
+
+Effect = Send | SetTimer | MemberChanged | MemberLeft | StatusChanged | Met | Doubled | Evicted

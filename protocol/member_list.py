@@ -1,11 +1,12 @@
 """What one peer knows of the others: their records, accusations of them, and whether they answer.
 
-Of each it is two maxima, so that the order in which things are heard does not matter:
+Of each it is three maxima, so that the order in which things are heard does not matter:
 
 | of a member       | the greater is                       | says                                          |
 | ----------------- | ------------------------------------ | --------------------------------------------- |
 | its own record    | that of the higher incarnation       | where it is; only the member itself writes it |
 | an accusation     | by (incarnation, down over suspect)  | void once the record's incarnation is higher  |
+| an eviction       | by how often it had joined           | void once it has joined once more             |
 
 and what this peer found out by itself and tells nobody: whether the member has answered at all, and since when not.
 """
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from protocol.datagrams import Accusation
-from protocol.identity import Member, NodeId, Status
+from protocol.identity import Eviction, Member, NodeId, Status
 from protocol.messages import View
 
 LATENCY_WEIGHT = 0.25
@@ -94,8 +95,10 @@ def _gravity(accusation: Accusation) -> tuple[int, bool]:
 class MemberList:
     """The members of a cluster as one of them (`me`) sees them."""
 
-    def __init__(self, me: Member) -> None:
+    def __init__(self, me: Member, evictions: Iterable[Eviction] = ()) -> None:
         self.me = me
+        self._evicted = dict(evictions)
+        """How often those had joined that were removed for good."""
         self.peers: dict[NodeId, Peer] = {}
         """The others."""
         self._up = 0
@@ -104,8 +107,10 @@ class MemberList:
     # --- records ---
 
     def add(self, member: Member) -> Peer | None:
-        """One more, if there is room for it and its incarnation can be."""
+        """One more, if it was not removed, there is room for it, and its incarnation can be."""
         if member.incarnation > INCARNATION_FIRST_MAX or len(self.peers) + 1 >= MEMBERS_MAX:
+            return None
+        if self.eviction_of(member) is not None:
             return None
         self._digest = None
         peer = self.peers[member.node_id] = Peer(member)
@@ -115,9 +120,35 @@ class MemberList:
         """Take a newer record of a member; False when it is none."""
         if not 0 < member.incarnation - peer.member.incarnation <= INCARNATION_STEP_MAX:
             return False
+        if self.eviction_of(member) is not None:
+            return False
         self._digest = None
         peer.member = member
         return True
+
+    def eviction_of(self, member: Member) -> Eviction | None:
+        """What says that a member was removed, if this record of it is from before."""
+        joined = self._evicted.get(member.node_id, -1)
+        return Eviction(member.node_id, joined) if member.joined <= joined else None
+
+    def evict(self, eviction: Eviction) -> bool:
+        """Let an eviction stand; whether it is news. Its member is forgotten, unless it has come back since."""
+        if eviction.joined <= self._evicted.get(eviction.node_id, -1):
+            return False
+        if eviction.node_id not in self._evicted and len(self._evicted) >= MEMBERS_MAX:
+            return False
+        self._digest = None
+        self._evicted[eviction.node_id] = eviction.joined
+        peer = self.peers.get(eviction.node_id)
+        if peer is not None and peer.member.joined <= eviction.joined:
+            self._up -= peer.status is not Status.DOWN
+            del self.peers[eviction.node_id]
+        return True
+
+    @property
+    def evictions(self) -> tuple[Eviction, ...]:
+        """Of all members that were ever removed, by node id."""
+        return tuple(Eviction(node_id, joined) for node_id, joined in sorted(self._evicted.items()))
 
     def become(self, me: Member) -> None:
         """A new record of ourselves."""
@@ -205,7 +236,8 @@ class MemberList:
             total = hashlib.blake2b(digest_size=DIGEST_BYTES)
             for member, status in self._entries():
                 is_down = status is Status.DOWN
-                total.update(repr((member.node_id, member.address, member.incarnation, member.zone, is_down)).encode())
+                total.update(repr((member, is_down)).encode())
+            total.update(repr(self.evictions).encode())
             self._digest = total.digest()
         return self._digest
 
@@ -214,7 +246,8 @@ class MemberList:
         if known == self.digest:
             return View(self.digest)
         entries = list(self._entries())
-        return View(self.digest, tuple(member for member, _ in entries), tuple(status for _, status in entries))
+        members, statuses = tuple(member for member, _ in entries), tuple(status for _, status in entries)
+        return View(self.digest, members, statuses, self.evictions)
 
     def _entries(self) -> Iterator[tuple[Member, Status | None]]:
         """All members by id, with what is told of them: nothing of those that have not answered yet."""

@@ -37,16 +37,20 @@ from protocol.datagrams import (
     PingRequest,
     Rumor,
 )
-from protocol.identity import Life, Member, NodeId, Status
+from protocol.identity import Eviction, Life, Member, NodeId, Status
 from protocol.member_events import (
     Doubled,
     Doubted,
     Effect,
     Event,
+    Evict,
+    Evicted,
     Learned,
     MemberChanged,
+    MemberLeft,
     Met,
     Received,
+    Rejoin,
     Send,
     SetTimer,
     StatusChanged,
@@ -181,6 +185,10 @@ class Membership:
                 effects = self._on_learned(view, said_by, now)
             case Doubted(node_id):
                 effects = self._on_doubted(node_id, now)
+            case Evict(node_id):
+                effects = self._on_evict(node_id, now)
+            case Rejoin():
+                effects = self._on_rejoin(now)
         return [*effects, *self._set_timer(now)]
 
     # --- time ---
@@ -320,7 +328,12 @@ class Membership:
         for rumor in message.rumors:
             effects += self._on_rumor(rumor, now)
         peer = self.known.peers.get(sender.node_id)
-        return effects if peer is None else effects + self._on_said(peer, message, now)
+        if peer is not None:
+            return effects + self._on_said(peer, message, now)
+        eviction = self.known.eviction_of(sender)
+        if eviction is not None and isinstance(message, Ping):
+            effects.append(Send(sender.address, Gossip(self.me, (eviction,))))
+        return effects
 
     def _on_said(self, peer: Peer, message: Datagram, now: float) -> list[Effect]:
         """What a member says, besides rumors."""
@@ -414,6 +427,8 @@ class Membership:
     def _on_rumor(self, rumor: Rumor, now: float) -> list[Effect]:
         if isinstance(rumor, Member):
             return self._learn(rumor, now, is_said_up=True)
+        if isinstance(rumor, Eviction):
+            return self._evict(rumor, now)
         return self._accuse(rumor, now)
 
     def _accuse(self, heard: Accusation, now: float) -> list[Effect]:
@@ -443,10 +458,10 @@ class Membership:
             self._timers.set(max(now, suspicion.ends_at), _SuspicionEnds(heard.node_id))
 
     def _end_suspicion(self, node_id: NodeId, now: float) -> list[Effect]:
-        standing = self.known.peers[node_id].standing
         suspicion = self._suspicions.get(node_id)
         if suspicion is None or now < suspicion.ends_at:
             return []
+        standing = self.known.peers[node_id].standing
         if now < self._judges_from:
             self._timers.set(self._judges_from, _SuspicionEnds(node_id))
             return []
@@ -513,7 +528,7 @@ class Membership:
     def _on_learned(self, view: View, said_by: NodeId | None, now: float) -> list[Effect]:
         """Take over another peer's list, or one that wants to join."""
         news = sum(member.node_id not in self.known.peers for member in view.members)
-        effects: list[Effect] = []
+        effects = [effect for eviction in view.evictions for effect in self._evict(eviction, now)]
         for member, status in zip(view.members, view.statuses, strict=True):
             effects += self._learn(member, now, is_said_up=False, is_passed_on=news <= NEWS_MAX)
             if said_by is None or member.node_id == self.me.node_id:
@@ -542,7 +557,34 @@ class Membership:
         """
         if not 0 <= heard.incarnation - self.me.incarnation <= INCARNATION_STEP_MAX or heard == self.me:
             return []
+        self.known.become(replace(self.me, joined=max(self.me.joined, heard.joined)))
         return [*self._become(heard.incarnation + 1, now), *self._ask_double(heard.address, now)]
+
+    # --- members that are removed for good ---
+
+    def _on_evict(self, node_id: NodeId, now: float) -> list[Effect]:
+        peer = self.known.peers.get(node_id)
+        return [] if peer is None else self._evict(Eviction(node_id, peer.member.joined), now)
+
+    def _evict(self, heard: Eviction, now: float) -> list[Effect]:
+        if not self.known.evict(heard):
+            return []
+        self._spread(heard, now)
+        if heard.node_id == self.me.node_id:
+            return [Evicted()] if heard.joined >= self.me.joined else []
+        if heard.node_id not in self.known.peers and heard.node_id in self._order:
+            self._order.remove(heard.node_id)
+            self._unreached.pop(heard.node_id, None)
+            self._suspicions.pop(heard.node_id, None)
+            self._probes.forget(heard.node_id)
+        return [MemberLeft(heard)]
+
+    def _on_rejoin(self, now: float) -> list[Effect]:
+        eviction = self.known.eviction_of(self.me)
+        if eviction is None:
+            return []
+        self.known.become(replace(self.me, joined=eviction.joined + 1))
+        return self._become(self.me.incarnation + 1, now)
 
     # --- another process with our id ---
 

@@ -13,11 +13,11 @@ from enum import Enum
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongCluster, WrongVersion
 from protocol.forks import FINGERPRINTS_MAX, Fingerprints
-from protocol.identity import SEQ_MAX, Dot, Member, Origin, Status, VersionVector
+from protocol.identity import SEQ_MAX, Dot, Eviction, Member, Origin, Status, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
-WIRE_VERSION = 2
-"""Of log exchanges, which grows with every kind of op. 2: a put that says it is held, and runs of holds."""
+WIRE_VERSION = 3
+"""Of log exchanges, which grows with every kind of op. 2: puts that say they are held, runs of holds. 3: evictions."""
 ADDRESS_CHARS_MAX = 255
 ZONE_CHARS_MAX = 63
 CLUSTER_ID_CHARS_MAX = 64
@@ -44,6 +44,7 @@ class View:
     members: tuple[Member, ...] = ()
     statuses: tuple[Status | None, ...] = ()
     """What the sender believes of each of these; None where it does not know."""
+    evictions: tuple[Eviction, ...] = ()
 
     @classmethod
     def of(cls, *members: Member) -> View:
@@ -66,7 +67,7 @@ class ExchangeRequest:
     behind: bool = False
     """What you lack is no longer in my log: fetch my whole state."""
     fingerprints: Fingerprints = field(default_factory=dict)
-    """Of logs we both know; none from a peer of an older version."""
+    """Of logs we both know."""
     gave_up: tuple[Origin, ...] = ()
     """Origins of mine of which you follow a branch that I gave up."""
     is_serving: bool = False
@@ -148,20 +149,20 @@ def encode_request(cluster_id: str, request: ExchangeRequest) -> bytes:
 
 def decode_request(cluster_id: str, raw: bytes) -> ExchangeRequest:
     """The request in these bytes; raises MalformedMessage, WrongVersion or WrongCluster."""
-    fields = _versioned(codec.unpack(raw), 10)
+    fields = _versioned(codec.unpack(raw), 16)
     check_cluster(cluster_id, fields[1])
     return ExchangeRequest(
         sender=read_member(fields[2]),
-        view=_read_view(fields[3], fields[13:15]),
+        view=_read_view(fields[3], fields[13:16]),
         vv=codec.read_vv(fields[4]),
         state_sum=int.from_bytes(codec.read_bytes(fields[5], 16), "big"),
         ops=codec.read_each(fields[6], codec.read_bytes),
         hold=codec.read_dots(fields[7]),
         chunks=codec.read_each(fields[8], codec.read_bytes),
         behind=codec.read_bool(fields[9]),
-        fingerprints=_read_fingerprints(fields[10]) if len(fields) > 10 else {},
-        gave_up=_read_origins(fields[11]) if len(fields) > 11 else (),
-        is_serving=len(fields) > 12 and codec.read_bool(fields[12]),
+        fingerprints=_read_fingerprints(fields[10]),
+        gave_up=_read_origins(fields[11]),
+        is_serving=codec.read_bool(fields[12]),
     )
 
 
@@ -188,19 +189,19 @@ def encode_reply(reply: ExchangeReply) -> bytes:
 
 def decode_reply(raw: bytes) -> ExchangeReply:
     """The reply in these bytes; raises MalformedMessage or WrongVersion."""
-    fields = _versioned(codec.unpack(raw), 7)
+    fields = _versioned(codec.unpack(raw), 15)
     return ExchangeReply(
-        view=_read_view(fields[1], fields[12:14]),
+        view=_read_view(fields[1], fields[12:15]),
         vv=codec.read_vv(fields[2]),
         state_sum=int.from_bytes(codec.read_bytes(fields[3], 16), "big"),
         ops=codec.read_each(fields[4], codec.read_bytes),
         more=codec.read_bool(fields[5]),
         behind=codec.read_bool(fields[6]),
-        fingerprints=_read_fingerprints(fields[7]) if len(fields) > 7 else {},
-        gave_up=_read_origins(fields[8]) if len(fields) > 8 else (),
-        disputed=len(fields) > 9 and codec.read_bool(fields[9]),
-        is_serving=len(fields) > 10 and codec.read_bool(fields[10]),
-        held=codec.read_dots(fields[11]) if len(fields) > 11 else (),
+        fingerprints=_read_fingerprints(fields[7]),
+        gave_up=_read_origins(fields[8]),
+        disputed=codec.read_bool(fields[9]),
+        is_serving=codec.read_bool(fields[10]),
+        held=codec.read_dots(fields[11]),
     )
 
 
@@ -365,7 +366,7 @@ def _read_attempt(value: object) -> RepairAttempt:
 
 def member_fields(member: Member) -> list[object]:
     """A member as plain values."""
-    return [member.node_id, member.address, member.incarnation, member.zone]
+    return [member.node_id, member.address, member.incarnation, member.zone, member.joined]
 
 
 def members_fields(members: tuple[Member, ...]) -> list[object]:
@@ -375,12 +376,13 @@ def members_fields(members: tuple[Member, ...]) -> list[object]:
 
 def read_member(value: object) -> Member:
     """The member in plain values; raises MalformedMessage."""
-    node_id, address, incarnation, zone = codec.read_list(value, 4)
+    node_id, address, incarnation, zone, joined = codec.read_list(value, 5)
     return Member(
         codec.read_node_id(node_id),
         codec.read_text(address, ADDRESS_CHARS_MAX),
         codec.read_int(incarnation, INCARNATION_MAX),
         codec.read_text(zone, ZONE_CHARS_MAX),
+        codec.read_int(joined, INCARNATION_MAX),
     )
 
 
@@ -409,18 +411,21 @@ def _read_origins(value: object) -> tuple[Origin, ...]:
 
 def _view_fields(view: View) -> list[object]:
     """What a view says besides its members."""
-    return [view.digest, bytes(map(_STATUSES.index, view.statuses))]
+    return [view.digest, bytes(map(_STATUSES.index, view.statuses)), [list(eviction) for eviction in view.evictions]]
+
+
+def read_eviction(value: object) -> Eviction:
+    """An eviction in plain values; raises MalformedMessage."""
+    node_id, joined = codec.read_list(value, 2)
+    return Eviction(codec.read_node_id(node_id), codec.read_int(joined, INCARNATION_MAX))
 
 
 def _read_view(members: object, more: list[object]) -> View:
-    """A view; one from a peer of an older version is its members alone."""
     read = read_members(members)
-    if len(more) < 2:
-        return View.of(*read)
     digest, statuses = codec.read_bytes(more[0]), codec.read_bytes(more[1], len(read))
     if any(status >= len(_STATUSES) for status in statuses):
         raise MalformedMessage("a member of unknown status")
-    return View(digest, read, tuple(_STATUSES[status] for status in statuses))
+    return View(digest, read, tuple(_STATUSES[status] for status in statuses), codec.read_each(more[2], read_eviction))
 
 
 def read_members(value: object) -> tuple[Member, ...]:

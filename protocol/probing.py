@@ -23,9 +23,18 @@ class RoundRobin:
         self._order: list[NodeId] = []
         self._at = 0
 
+    def __contains__(self, node_id: NodeId) -> bool:
+        return node_id in self._order
+
     def add(self, node_id: NodeId) -> None:
         """Probe one more, at a place drawn at random."""
         self._order.insert(self._chance.randrange(len(self._order) + 1), node_id)
+
+    def remove(self, node_id: NodeId) -> None:
+        """Probe one no more."""
+        at = self._order.index(node_id)
+        del self._order[at]
+        self._at -= at < self._at
 
     def next(self, is_wanted: Callable[[NodeId], bool]) -> NodeId | None:
         """The next of those that are wanted, if there is one."""
@@ -84,6 +93,14 @@ class Probes:
     def get(self, number: int) -> Probe | None:
         """A probe that is open."""
         return self._open.get(number)
+
+    def forget(self, node_id: NodeId) -> None:
+        """Close all of a peer, and all it asked for."""
+        self._open = {
+            number: probe
+            for number, probe in self._open.items()
+            if node_id not in (probe.node_id, probe.asked_for and probe.asked_for[0])
+        }
 
     def end(self, number: int) -> Probe | None:
         """Close one."""

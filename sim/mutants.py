@@ -41,6 +41,7 @@ EXCHANGE = "tests/peer/gossip/test_exchange.py"
 CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
 PLACEMENT = "tests/peer/gossip/test_placement.py"
 REPAIR = "tests/peer/upkeep/test_repair.py"
+EVICTION = "tests/peer/gossip/test_eviction.py"
 DEFICITS = "tests/peer/upkeep/test_deficits.py"
 VERIFICATION = "tests/peer/upkeep/test_verification.py"
 MEMBERSHIP = "tests/protocol/test_membership.py"
@@ -1224,6 +1225,54 @@ MUTANTS = (
         "                is_down = status is Status.DOWN",
         "                is_down = False",
         (f"{MEMBERSHIP}::test_a_list_is_told_to_those_alone_who_have_another",),
+    ),
+    Mutant(
+        "refutation-undoes-eviction",
+        "A member that was removed is one again as soon as it has a higher incarnation.",
+        "protocol/member_list.py",
+        "        return Eviction(member.node_id, joined) if member.joined <= joined else None",
+        "        return Eviction(member.node_id, joined) if member.incarnation <= joined + 1 else None",
+        (f"{MEMBERSHIP}::test_who_was_removed_for_good_is_gone_and_no_refutation_brings_it_back",),
+    ),
+    Mutant(
+        "removed-and-not-told",
+        "A peer that was removed is never told so.",
+        "protocol/membership.py",
+        "        if eviction is not None and isinstance(message, Ping):",
+        "        if eviction is not None and isinstance(message, Ack):",
+        (f"{MEMBERSHIP}::test_who_was_removed_for_good_is_gone_and_no_refutation_brings_it_back",),
+    ),
+    Mutant(
+        "holds-of-the-removed-count",
+        "What a removed member holds is listed on.",
+        "peer/store/lookups.py",
+        '    node_of = {origin: None if membership == "left" else node for ',
+        "    node_of = {origin: node for ",
+        (f"{EVICTION}::test_the_share_of_a_removed_member_goes_to_the_others_and_what_it_holds_does_not_count",),
+    ),
+    Mutant(
+        "eviction-forgotten",
+        "Who was removed is a member again after a start.",
+        "peer/node.py",
+        "        known = MemberList(me, database.look_up(load_evictions))",
+        "        known = MemberList(me)",
+        (f"{EVICTION}::test_the_share_of_a_removed_member_goes_to_the_others_and_what_it_holds_does_not_count",),
+    ),
+    Mutant(
+        "only-copy-given-up",
+        "A node is removed though files are on it alone.",
+        "peer/http/nodes.py",
+        '    if alone and request.query_params.get("force") != "true":',
+        '    if alone and request.query_params.get("force") == "false":',
+        (f"{EVICTION}::test_who_has_files_alone_is_removed_by_force_only_and_nobody_removes_itself_or_a_stranger",),
+    ),
+    Mutant(
+        "lists-without-evictions",
+        "A peer that was away when one was removed is not told.",
+        "protocol/member_list.py",
+        "        return View(self.digest, members, statuses, self.evictions)",
+        "        return View(self.digest, members, statuses)",
+        (f"{EVICTION}::test_a_removal_reaches_those_who_were_cut_off_and_outlasts_what_they_say",),
     ),
     # --- damaged rows ---
     Mutant(

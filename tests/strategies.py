@@ -10,6 +10,7 @@ from protocol.identity import (
     EPOCH_BITS,
     SEQ_MAX,
     Dot,
+    Eviction,
     Life,
     Member,
     NodeId,
@@ -42,7 +43,9 @@ MEMBERS = st.builds(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=ADDRESS_CHARS_MAX),
     st.integers(0, INCARNATION_MAX),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=ZONE_CHARS_MAX),
+    st.integers(0, INCARNATION_MAX),
 )
+EVICTIONS = st.builds(Eviction, NODE_IDS, st.integers(0, INCARNATION_MAX))
 BLOBS = st.lists(st.binary(max_size=50), max_size=5).map(tuple)
 MANY_MEMBERS = st.lists(MEMBERS, max_size=5).map(tuple)
 LIVES = st.builds(Life, st.integers(0, MS_MAX), st.integers(0, SEQ_MAX))
@@ -54,7 +57,7 @@ ACCUSATIONS = st.builds(
     st.sampled_from([Status.SUSPECT, Status.DOWN]),
     NODE_IDS,
 )
-RUMORS = st.lists(st.one_of(MEMBERS, ACCUSATIONS), max_size=3).map(tuple)
+RUMORS = st.lists(st.one_of(MEMBERS, ACCUSATIONS, EVICTIONS), max_size=3).map(tuple)
 DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
     st.builds(Ping, NUMBERS, MEMBERS, st.one_of(st.none(), LIVES), RUMORS),
     st.builds(Ack, NUMBERS, MEMBERS, st.one_of(st.none(), LIVES), RUMORS),
@@ -64,9 +67,12 @@ DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
     st.builds(Gossip, MEMBERS, RUMORS),
 )
 VIEWS = st.builds(
-    lambda digest, rows: View(digest, tuple(member for member, _ in rows), tuple(status for _, status in rows)),
+    lambda digest, rows, evictions: View(
+        digest, tuple(member for member, _ in rows), tuple(status for _, status in rows), tuple(evictions)
+    ),
     st.binary(max_size=8),
     st.lists(st.tuples(MEMBERS, st.sampled_from([None, *Status])), max_size=5),
+    st.lists(EVICTIONS, max_size=3),
 )
 REQUESTS = st.builds(
     ExchangeRequest,

@@ -1,4 +1,4 @@
-"""`minidfs nodes`, `queue`, `recover`, `status`: how a cluster is."""
+"""`minidfs nodes`, `queue`, `recover`, `evict`, `status`: how a cluster is."""
 
 from __future__ import annotations
 
@@ -95,6 +95,27 @@ def recover(remote: Remote, node: str, as_json: bool) -> int:
     else:
         click.echo(f"{node} fetched {found['success']} of {found['total']} files")
     return 1 if found["failed"] else 0
+
+
+@click.command()
+@click.argument("node", shell_complete=complete_nodes)
+@click.option("--force", is_flag=True, help="Also when files are on it alone: they are given up.")
+@json_option
+@asking
+def evict(remote: Remote, node: str, as_json: bool, *, force: bool) -> int:
+    """Remove a node for good.
+
+    Its share goes to the others, and what it holds counts no longer. It ends when it hears of that; started with
+    --rejoin it joins again.
+    """
+    from urllib.parse import quote
+
+    found = remote.json("POST", f"/nodes/{quote(node, safe='')}/evict", {"force": "true"} if force else None)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(found["message"])
+    return 0
 
 
 @click.command()

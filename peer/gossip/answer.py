@@ -25,7 +25,7 @@ from peer.store.rows import ChunkRow
 from peer.world.env import Env, StoreError, Work
 from protocol import messages
 from protocol.codec import decode_op, dots_in
-from protocol.errors import MalformedMessage, WrongVersion
+from protocol.errors import MalformedMessage, WrongCluster, WrongVersion
 from protocol.forks import fingerprints_for, fingerprints_of_all
 from protocol.messages import ExchangeReply, ExchangeRequest, View
 from protocol.ops import Chunk, Op, Put
@@ -90,9 +90,11 @@ class Answering:
     async def answer(self, request: ExchangeRequest) -> ExchangeReply:
         """Apply what a peer sent, hold what it asks for, and tell it what it lacks.
 
-        Raises MalformedMessage when an op is none, and StoreError.
+        Raises MalformedMessage when an op is none, WrongCluster for who was removed, and StoreError.
         """
         here = self._here
+        if self._others.membership.eviction_of(request.sender) is not None:
+            raise WrongCluster(f"{request.sender.node_id} was removed from this cluster; --rejoin joins it again")
         for view in (View.of(request.sender), request.view):
             self._gossip.learn(view, request.sender.node_id)
         self._others.pace.heard(request.sender.node_id, is_serving=request.is_serving)

@@ -22,10 +22,14 @@ from protocol.member_events import (
     Doubted,
     Effect,
     Event,
+    Evict,
+    Evicted,
     Learned,
     MemberChanged,
+    MemberLeft,
     Met,
     Received,
+    Rejoin,
     Send,
     SetTimer,
     StatusChanged,
@@ -44,7 +48,8 @@ FULL_PAUSE_S = 5.0
 class Gossip:
     """Keeps a peer's membership running. `on_met` is started for each peer that answers after an absence.
 
-    `on_doubled` is called with the address of an older process that goes by this peer's id.
+    `on_doubled` is called with the address of an older process that goes by this peer's id, and `on_evicted` when it is
+    removed from the cluster for good. If it was before this start, and `may_rejoin`, it joins again instead.
     """
 
     def __init__(
@@ -56,6 +61,9 @@ class Gossip:
         datagrams: Datagrams,
         on_met: Callable[[NodeId], Awaitable[None]],
         on_doubled: Callable[[str], None],
+        on_evicted: Callable[[], None],
+        *,
+        may_rejoin: bool,
     ) -> None:
         self._env = env
         self._here = here
@@ -64,6 +72,8 @@ class Gossip:
         self._datagrams = datagrams
         self._on_met = on_met
         self._on_doubled = on_doubled
+        self._on_evicted = on_evicted
+        self._may_rejoin = may_rejoin
         self._complaints = Complaints(log, env.clock.now)
         self._changed = trio.Event()
         self._queued_for: tuple[Place, ...] | None = None
@@ -112,6 +122,11 @@ class Gossip:
         """Have it found out soon whether a peer still answers."""
         self._handle(Doubted(node_id))
 
+    async def evict(self, node_id: NodeId) -> None:
+        """Remove a member for good; this peer remembers it from then on. Raises StoreError."""
+        self._handle(Evict(node_id))
+        await self._save_members()
+
     async def keep_members(self) -> None:
         """Keep the members on disk, and what follows from them, until cancelled."""
         while True:
@@ -124,15 +139,18 @@ class Gossip:
             await self._changed.wait()
 
     async def _keep_members(self) -> None:
-        members = self._others.membership.members()
-        places = self._others.placement.follow(members)
-        database = self._here.database
-        await database.write(lambda: save_members(database.store, members))
+        places = self._others.placement.follow(self._others.membership.members())
+        await self._save_members()
         while places != self._queued_for and not self._changed.is_set():
             if not await self._requeue():
                 await trio.sleep(FULL_PAUSE_S)
             elif not self._changed.is_set():
                 self._queued_for = places
+
+    async def _save_members(self) -> None:
+        members, evictions = self._others.membership.members(), self._others.membership.evictions
+        database = self._here.database
+        await database.write(lambda: save_members(database.store, members, evictions))
 
     async def _requeue(self) -> bool:
         """Bring the queue of missing copies in line with the members; False when there is no room for that."""
@@ -148,10 +166,7 @@ class Gossip:
         self._carry_out(self._membership.handle(event, self._env.clock.now()))
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        if any(isinstance(effect, MemberChanged) for effect in effects):
-            # At once, so that a change of the queue for those before ends.
-            self._others.placement.follow(self._others.membership.members())
-            self._changed.set()
+        self._take_note(effects)
         nursery = self._nursery
         if nursery is None:
             # It failed and starts again in a moment; then everybody is probed anew.
@@ -169,8 +184,27 @@ class Gossip:
                     log.error("another process answers as %s at %s", self._others.me, address)
                     if must_stop:
                         self._on_doubled(address)
+                case MemberLeft(eviction):
+                    log.info("%s has left the cluster", eviction.node_id)
                 case Met(node_id):
+                    self._may_rejoin = False
                     nursery.start_soon(self._on_met, node_id)
+
+    def _take_note(self, effects: list[Effect]) -> None:
+        """See to what is due even while no datagrams go out."""
+        if any(isinstance(effect, MemberChanged | MemberLeft) for effect in effects):
+            # At once, so that a change of the queue for those before ends.
+            self._others.placement.follow(self._others.membership.members())
+            self._changed.set()
+        if any(isinstance(effect, Evicted) for effect in effects):
+            self._on_own_eviction()
+
+    def _on_own_eviction(self) -> None:
+        if self._may_rejoin:
+            log.warning("this peer was removed from the cluster, and joins it again")
+            self._handle(Rejoin())
+        else:
+            self._on_evicted()
 
     def _send_all(self, sends: list[Send], nursery: trio.Nursery) -> None:
         # An address without a name costs no look-up, for which others would have to wait.

@@ -36,6 +36,7 @@ CLIENT_ROUTES = (
     Route("/nodes", nodes.nodes),
     Route("/nodes/check", nodes.check_nodes),
     Route("/nodes/{node_id}/recover", nodes.recover, methods=["POST"]),
+    Route("/nodes/{node_id}/evict", nodes.evict, methods=["POST"]),
     Route("/replication-queue", nodes.queue),
 )
 """What clients may use; each has an endpoint function of its own."""

@@ -1,4 +1,4 @@
-"""The endpoints about nodes: who they are and how they are, what they lack, and recovery."""
+"""The endpoints about nodes: who they are and how they are, what they lack, recovery, and eviction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.requests import number_in, services_of
 from peer.http.services import Services
 from peer.http.times import rfc3339
-from peer.store.lookups import Filling, QueueItem
+from peer.store.lookups import Filling, QueueItem, held_alone_by
 from protocol.identity import Member, NodeId, Status
 from protocol.messages import ItemStatus, Recovery
 
@@ -167,6 +167,25 @@ async def recover(request: Request) -> JSONResponse:
             raise await _is_down(services, node_id) from None
         await services.exchanger.exchange_patiently(node_id)
     return JSONResponse(await _recovered_json(services, node_id, recovery))
+
+
+async def evict(request: Request) -> JSONResponse:
+    """`POST /nodes/{id}/evict`: remove a node for good; 409 while files are on it alone, unless `force=true`."""
+    services = services_of(request)
+    node_id = NodeId(request.path_params["node_id"])
+    if services.others.membership.member(node_id) is None:
+        raise HttpError(404, f"{node_id} is no node of this cluster; see GET /nodes")
+    if node_id == services.others.me:
+        raise HttpError(409, f"{node_id} cannot remove itself; ask another node")
+    alone = await services.here.database.read(lambda connection: held_alone_by(connection, node_id))
+    if alone and request.query_params.get("force") != "true":
+        raise HttpError(
+            409,
+            f"{alone} versions of files are on {node_id} alone; wait until others have them, or give them up with "
+            "?force=true",
+        )
+    await services.gossip.evict(node_id)
+    return JSONResponse({"message": f"{node_id} was removed", "node_id": node_id, "given_up": alone})
 
 
 async def _recovered_json(services: Services, node_id: NodeId, recovery: Recovery) -> dict[str, object]:

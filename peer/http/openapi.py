@@ -173,6 +173,7 @@ SCHEMAS: Json = {
             _object(node_id=NODE_ID, missing=COUNT, copies_per_s={"type": "number"}, seconds_left=_or_null(COUNT))
         ),
     ),
+    "Evicted": _object(message=TEXT, node_id=NODE_ID, given_up=COUNT),
     "Recovery": _object(
         ("count", "pending_items"), message=TEXT, count=COUNT, **_COUNTS, pending_items=_list(_ref("QueueItem"))
     ),
@@ -342,6 +343,15 @@ def _paths() -> Json:
                 _json(_ref("Recovery")),
                 "404 503",
                 [_path("node_id", NODE_ID)],
+            )
+        },
+        "/nodes/{node_id}/evict": {
+            "post": _operation(
+                "evict",
+                "Remove a node for good.",
+                _json(_ref("Evicted")),
+                "404 409 503",
+                [_path("node_id", NODE_ID), _query("force", "Also when files are on it alone.", _one_of("true"))],
             )
         },
         "/replication-queue": {

@@ -121,7 +121,8 @@ def holders_of(connection: sqlite3.Connection, put: Dot) -> tuple[NodeId, ...]:
         " JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node"
         " JOIN holds ON holds.put = puts.id"
         " JOIN origins ho ON ho.id = holds.origin JOIN nodes holder ON holder.id = ho.node"
-        " WHERE puts.seq = ? AND origins.epoch = ? AND nodes.node_id = ? ORDER BY holder.node_id",
+        " WHERE puts.seq = ? AND origins.epoch = ? AND nodes.node_id = ? AND holder.membership <> 'left'"
+        " ORDER BY holder.node_id",
         (put.seq, put.origin.epoch, put.origin.node_id),
     )
     return tuple(NodeId(node_id) for (node_id,) in rows)
@@ -130,7 +131,7 @@ def holders_of(connection: sqlite3.Connection, put: Dot) -> tuple[NodeId, ...]:
 def _holders_of_row(connection: sqlite3.Connection, put_row: int) -> tuple[NodeId, ...]:
     rows = connection.execute(
         "SELECT DISTINCT nodes.node_id FROM holds JOIN origins ON origins.id = holds.origin"
-        " JOIN nodes ON nodes.id = origins.node WHERE holds.put = ? ORDER BY nodes.node_id",
+        " JOIN nodes ON nodes.id = origins.node WHERE holds.put = ? AND membership <> 'left' ORDER BY nodes.node_id",
         (put_row,),
     )
     return tuple(NodeId(node_id) for (node_id,) in rows)
@@ -140,11 +141,25 @@ def _holders_of_rows(connection: sqlite3.Connection, put_rows: Sequence[int]) ->
     """The holders of many puts, by row id, each by node id: two queries however many there are."""
     holds = connection.execute(f"SELECT put, origin FROM holds WHERE put IN ({places(put_rows)})", put_rows).fetchall()
     # After the holds, for an origin may be new, and none ever goes.
-    node_of = dict(connection.execute("SELECT origins.id, node_id FROM origins JOIN nodes ON nodes.id = origins.node"))
+    nodes = "SELECT origins.id, node_id, membership FROM origins JOIN nodes ON nodes.id = origins.node"
+    node_of = {origin: None if membership == "left" else node for origin, node, membership in connection.execute(nodes)}
     found: dict[int, set[NodeId]] = {row: set() for row in put_rows}
     for row, origin in holds:
-        found[row].add(node_of[origin])
+        if (node := node_of[origin]) is not None:
+            found[row].add(node)
     return {row: tuple(sorted(nodes)) for row, nodes in found.items()}
+
+
+def held_alone_by(connection: sqlite3.Connection, node_id: NodeId) -> int:
+    """How many versions of files nobody but this peer holds."""
+    query = (
+        "SELECT count(*) FROM puts WHERE chunks IS NOT NULL"
+        " AND EXISTS (SELECT 1 FROM holds JOIN origins o ON o.id = holds.origin JOIN nodes n ON n.id = o.node"
+        "  WHERE holds.put = puts.id AND n.node_id = ?)"
+        " AND NOT EXISTS (SELECT 1 FROM holds JOIN origins o ON o.id = holds.origin JOIN nodes n ON n.id = o.node"
+        "  WHERE holds.put = puts.id AND n.node_id <> ? AND n.membership <> 'left')"
+    )
+    return int(connection.execute(query, (node_id, node_id)).fetchone()[0])
 
 
 def undeclared(connection: sqlite3.Connection, me: NodeId) -> list[Put]:

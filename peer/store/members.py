@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from peer.store.catalog import SqliteStore
-from protocol.identity import Member, NodeId
+from protocol.identity import Eviction, Member, NodeId
 from protocol.placement import PARTITIONS
 
 
 def load_members(connection: sqlite3.Connection) -> tuple[Member, ...]:
     """The members known when this peer last stopped, itself included, by node id."""
     rows = connection.execute(
-        "SELECT node_id, address, incarnation, zone FROM nodes WHERE membership = 'member' ORDER BY node_id"
+        "SELECT node_id, address, incarnation, zone, joined FROM nodes WHERE membership = 'member' ORDER BY node_id"
     )
-    return tuple(Member(NodeId(node_id), address, incarnation, zone) for node_id, address, incarnation, zone in rows)
+    return tuple(Member(NodeId(node_id), *more) for node_id, *more in rows)
 
 
-def save_members(store: SqliteStore, members: tuple[Member, ...]) -> None:
-    """A step: keep these members."""
+def load_evictions(connection: sqlite3.Connection) -> tuple[Eviction, ...]:
+    """The members that were removed for good, by node id; some may have come back since."""
+    rows = connection.execute("SELECT node_id, evicted FROM nodes WHERE evicted IS NOT NULL ORDER BY node_id")
+    return tuple(Eviction(NodeId(node_id), joined) for node_id, joined in rows)
+
+
+def save_members(store: SqliteStore, members: Iterable[Member], evictions: Iterable[Eviction] = ()) -> None:
+    """A step: keep these members, and who was removed; what one of those holds counts no longer."""
+    for eviction in evictions:
+        store.connection.execute(
+            "UPDATE nodes SET evicted = ?, membership = 'left' WHERE id = ?",
+            (eviction.joined, store.node_row(eviction.node_id)),
+        )
     for member in members:
         store.connection.execute(
-            "UPDATE nodes SET address = ?, incarnation = ?, zone = ?, membership = 'member' WHERE id = ?",
-            (member.address, member.incarnation, member.zone, store.node_row(member.node_id)),
+            "UPDATE nodes SET address = ?, incarnation = ?, zone = ?, joined = ?, membership = 'member' WHERE id = ?",
+            (member.address, member.incarnation, member.zone, member.joined, store.node_row(member.node_id)),
         )
 
 

@@ -19,7 +19,7 @@ from peer.world.env import StartError
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -84,6 +84,13 @@ def m007_files(db: sqlite_utils.Database) -> None:
     """How many files there are, without counting them; which chunks are files, without looking through all."""
     db.execute("CREATE INDEX chunk_files ON chunks (hash, size, serial) WHERE content IS NULL")
     db.execute(f"REPLACE INTO meta SELECT '{FILES}', count(*) FROM puts WHERE shown")
+
+
+@migrations()
+def m008_evictions(db: sqlite_utils.Database) -> None:
+    """Members that were removed for good: what they hold does not count."""
+    for statement in _EVICTIONS:
+        db.execute(statement)
 
 
 def migrate(db: sqlite_utils.Database) -> None:
@@ -233,6 +240,21 @@ _CHUNK_USES = (
         prefix BLOB NOT NULL,
         put INTEGER NOT NULL,
         PRIMARY KEY (prefix, put)) WITHOUT ROWID""",
+)
+
+_EVICTIONS = (
+    # How often a member that was removed had come back, and that of those removed which have not come back since.
+    "ALTER TABLE nodes ADD COLUMN joined INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE nodes ADD COLUMN evicted INTEGER",
+    "DROP VIEW file_locations",
+    """CREATE VIEW file_locations AS
+        SELECT DISTINCT puts.file_key, nodes.node_id,
+               strftime('%Y-%m-%dT%H:%M:%SZ', (holds.stamp >> 16) / 1000, 'unixepoch') AS held_since
+        FROM holds
+        JOIN puts ON puts.id = holds.put
+        JOIN origins ON origins.id = holds.origin
+        JOIN nodes ON nodes.id = origins.node
+        WHERE puts.shown AND nodes.membership <> 'left'""",
 )
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000, 'unixepoch')"

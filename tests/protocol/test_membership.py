@@ -22,16 +22,20 @@ from protocol.datagrams import (
     decode_datagram,
     encode_datagram,
 )
-from protocol.identity import Life, Member, NodeId, Status
+from protocol.identity import Eviction, Life, Member, NodeId, Status
 from protocol.member_events import (
     Doubled,
     Doubted,
     Effect,
     Event,
+    Evict,
+    Evicted,
     Learned,
     MemberChanged,
+    MemberLeft,
     Met,
     Received,
+    Rejoin,
     Send,
     SetTimer,
     StatusChanged,
@@ -48,11 +52,13 @@ ROUND_S, SUSPICION_S = 0.5, 2.5
 LIFE = Life(1000, 1)
 NAMES = st.sampled_from(["a", "b", "c", "d"]).map(NodeId)
 RECORDS = st.builds(Member, NAMES, st.sampled_from(["x:1", "y:2", ""]), st.integers(0, 6), st.sampled_from(["", "z"]))
+EVICTIONS = st.builds(Eviction, NAMES, st.integers(0, 2))
 ABSURD = st.builds(Member, NAMES, st.text(max_size=20), st.integers(0, INCARNATION_MAX), st.text(max_size=5))
 STATUSES = st.sampled_from([Status.SUSPECT, Status.DOWN])
 ACCUSATIONS = st.builds(Accusation, NAMES, st.integers(0, 6), STATUSES, NAMES)
 ABSURD_ACCUSATIONS = st.builds(Accusation, NAMES, st.integers(0, INCARNATION_MAX), STATUSES, NAMES)
-RUMORS = st.lists(st.one_of(ABSURD, ABSURD_ACCUSATIONS), max_size=3).map(tuple)
+ABSURD_EVICTIONS = st.builds(Eviction, NAMES, st.integers(0, INCARNATION_MAX))
+RUMORS = st.lists(st.one_of(ABSURD, ABSURD_ACCUSATIONS, ABSURD_EVICTIONS), max_size=3).map(tuple)
 NUMBERS = st.integers(0, 9)
 DATAGRAMS: st.SearchStrategy[Datagram] = st.one_of(
     st.builds(Ping, NUMBERS, ABSURD, st.none(), RUMORS),
@@ -70,6 +76,8 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Received, DATAGRAMS),
     st.builds(Learned, VIEWS, st.one_of(st.none(), NAMES)),
     st.builds(Doubted, NAMES),
+    st.builds(Evict, NAMES),
+    st.builds(Rejoin),
 )
 
 
@@ -445,27 +453,42 @@ def test_no_datagram_is_too_large_and_all_can_be_read(messages: list[Datagram]) 
 # --- records ---
 
 
-@given(st.lists(st.one_of(RECORDS, ACCUSATIONS), max_size=20), st.randoms(use_true_random=False))
-def test_peers_that_heard_the_same_in_any_order_know_the_same(heard: list[Member | Accusation], rng: Random) -> None:
-    # A peer writes one record for each of its incarnations, and all records come before what is said of them.
-    records = {(record.node_id, record.incarnation): record for record in heard if isinstance(record, Member)}
-    claims = [*records.values(), *(claim for claim in heard if isinstance(claim, Accusation))]
-    claims = [claim for claim in claims if claim.node_id != "a"]
+@given(st.lists(st.one_of(RECORDS, ACCUSATIONS, EVICTIONS), max_size=20), st.randoms(use_true_random=False))
+def test_peers_that_heard_the_same_in_any_order_know_the_same(
+    heard: list[Member | Accusation | Eviction], rng: Random
+) -> None:
+    # A peer writes one record for each of its incarnations, of which those after it came back are the later ones.
+    records = {
+        (record.node_id, record.incarnation): replace(record, joined=record.incarnation // 3)
+        for record in heard
+        if isinstance(record, Member)
+    }
+    evictions = [claim for claim in heard if isinstance(claim, Eviction)]
+    removed = {eviction.node_id for eviction in evictions}
+    # What is said of a member goes with it, also what was said of a life to come.
+    accusations = [claim for claim in heard if isinstance(claim, Accusation) and claim.node_id not in removed]
+    claims = [claim for claim in [*records.values(), *accusations, *evictions] if claim.node_id != "a"]
     ours, theirs = membership_of(B, C, D), membership_of(B, C, D)
     for claim in claims:
         ours.handle(Received(Gossip(E, (claim,))), 0.0)
     for claim in rng.sample(claims, len(claims)):
         theirs.handle(Received(Gossip(E, (claim,))), 0.0)
     assert ours.known.members() == theirs.known.members()
-    for peer, other in zip(ours.known.peers.values(), theirs.known.peers.values(), strict=True):
-        one, two = peer.standing, other.standing
+    for node_id, peer in ours.known.peers.items():
+        one, two = peer.standing, theirs.known.peers[node_id].standing
         assert (one and (one.incarnation, one.status)) == (two and (two.incarnation, two.status))
     assert ours.known.digest == theirs.known.digest
-    for claim in claims:
-        known = ours.known.member(claim.node_id)
-        assert known is not None
-        if isinstance(claim, Member):
-            assert known.incarnation >= claim.incarnation
+    for record in records.values():
+        known = ours.known.member(record.node_id)
+        lasting = max(
+            eviction.joined
+            for eviction in [Eviction(record.node_id, -1), *evictions]
+            if eviction.node_id == record.node_id
+        )
+        if record.node_id != "a" and record.joined > lasting:
+            assert known is not None
+            assert known.incarnation >= record.incarnation
+        assert known is None or record.node_id == "a" or known.joined > lasting
 
 
 @given(st.lists(RECORDS, max_size=20))
@@ -490,6 +513,48 @@ def test_a_peer_on_an_emptied_disk_outranks_the_record_of_its_former_life() -> N
     membership.handle(Learned(View.of(former, B)), 0.0)
     assert membership.me == Member(A.node_id, "a:1", 18)
     assert pings(membership.handle(Tick(), 0.0))["b:1"].sender.incarnation == 18
+
+
+def test_who_was_removed_for_good_is_gone_and_no_refutation_brings_it_back() -> None:
+    told = Told(B, C).met()
+    effects = told.hear(Evict(B.node_id))
+    assert MemberLeft(Eviction(B.node_id, 0)) in effects
+    assert told.membership.known.members() == (A, C)
+    for incarnation in (1, 2, 50):
+        back = replace(B, incarnation=incarnation)
+        effects = told.hear(Received(Ping(5, back)))
+        assert effects[0] == Send("b:1", Gossip(A, (Eviction(B.node_id, 0),)))
+        told.hear(Received(Gossip(C, (back, Accusation(B.node_id, incarnation, Status.SUSPECT, C.node_id)))))
+        told.hear(Learned(View.of(back), C.node_id))
+    assert told.membership.known.members() == (A, C)
+    assert "b:1" not in pings(told.run(60.0))
+    told.members["b:1"] = again = replace(B, incarnation=51, joined=1)
+    told.hear(Received(Ping(6, again)))
+    assert told.membership.known.members() == (A, again, C)
+    told.hear(Received(Gossip(C, (Eviction(B.node_id, 0),))))
+    assert told.membership.known.members() == (A, again, C), "that it had been removed once is heard late"
+
+
+def test_a_member_is_removed_in_the_midst_of_everything() -> None:
+    told = Told(B, C, D, silent=(B,)).met()
+    told.hear(Received(PingRequest(7, B, C.node_id)))
+    told.hear(Received(PingRequest(8, C, B.node_id)))
+    told.run(0.4)
+    told.hear(Received(Gossip(C, (Accusation(B.node_id, 1, Status.SUSPECT, C.node_id), Eviction(B.node_id, 0)))))
+    told.run(60.0)
+    assert told.membership.known.members() == (A, C, D)
+    assert told.membership.known.up == 3
+
+
+def test_who_is_removed_itself_is_told_and_joins_again_only_when_it_is_to() -> None:
+    told = Told(B).met()
+    assert Evicted() in told.hear(Received(Gossip(B, (Eviction(A.node_id, 0),))))
+    assert told.membership.me == A
+    assert told.hear(Received(Gossip(B, (Eviction(A.node_id, 0),)))).count(Evicted()) == 0
+    effects = told.hear(Rejoin())
+    assert told.membership.me == replace(A, joined=1, incarnation=2)
+    assert MemberChanged(told.membership.me) in effects
+    assert MemberChanged(told.membership.me) not in told.hear(Rejoin())
 
 
 def test_a_list_is_told_to_those_alone_who_have_another() -> None:
