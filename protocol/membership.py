@@ -89,8 +89,8 @@ DEAF_TIMES = 2
 
 LATE_S = 0.25
 """A timer that fires later than that shows that this peer was held up, and answers may wait for it to hear them."""
-HELD_UP_S = 4.0
-"""After such a timer it judges nobody for so long, or for as long as it was held up."""
+HELD_UP_S, HELD_UP_S_MAX = 4.0, 30.0
+"""After such a timer it judges nobody for so long, or for as long as it was held up, but for half a minute at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class Membership:
             self._timers.set(now, _RoundDue())
         late_s = now - self._timers.next_at
         if late_s > LATE_S and self._timing.is_lifeguard:
-            self._judges_from = now + max(HELD_UP_S, late_s)
+            self._judges_from = now + max(HELD_UP_S, min(late_s, HELD_UP_S_MAX))
             self.health.worse()
         return [effect for timer in self._timers.due(now) for effect in self._on_timer(timer, now)]
 

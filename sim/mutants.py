@@ -1180,7 +1180,7 @@ MUTANTS = (
         "late-timer-judges",
         "A peer that was held up judges others by the answers it has not heard yet.",
         "protocol/membership.py",
-        "            self._judges_from = now + max(HELD_UP_S, late_s)",
+        "            self._judges_from = now + max(HELD_UP_S, min(late_s, HELD_UP_S_MAX))",
         "            self._judges_from = now",
         (f"{MEMBERSHIP}::test_a_peer_that_was_held_up_judges_nobody_before_it_has_heard_what_waited",),
     ),

@@ -401,6 +401,15 @@ def test_a_peer_that_was_held_up_judges_nobody_before_it_has_heard_what_waited()
     assert told.now > LATE_S
 
 
+def test_a_peer_that_slept_for_hours_soon_judges_again() -> None:
+    told = Told(B, C).met()
+    told.now += 8 * 3600.0
+    told.silent = {"b:1"}
+    told.hear(Tick())
+    told.run(90.0)
+    assert [told.status(B), told.status(C)] == [Status.DOWN, Status.ALIVE]
+
+
 def test_those_that_are_down_are_knocked_at_ever_more_rarely_and_never_too_many_at_once() -> None:
     members = tuple(Member(NodeId(f"n{number}"), f"n{number}:1", 1) for number in range(3 * KNOCKS_MAX))
     told = Told(*members, silent=members)
