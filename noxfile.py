@@ -45,7 +45,9 @@ def mutants(session: nox.Session) -> None:
 def storm(session: nox.Session) -> None:
     """Simulated lives under faults: many short ones of three peers, some long ones of five."""
     session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..60", "--peers", "3", "--minutes", "1", "--sometimes")
-    session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..8", "--peers", "3", "--minutes", "1", "--scenario", "joins")
+    session.run(
+        PYTHON, "-m", "sim", "run", "--seeds", "1..8", "--peers", "3", "--minutes", "1", "--scenario", "members"
+    )
     session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..200", "--peers", "5", "--minutes", "10", "--within", "6")
 
 

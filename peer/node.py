@@ -41,7 +41,7 @@ from peer.upkeep.lag import LoopLag
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import DeficitWatch, Repair
 from peer.upkeep.verification import Verification
-from peer.world.env import Datagrams, Env, HttpServer, StartError, StoreError
+from peer.world.env import Datagrams, Env, HttpServer, Removed, StartError, StoreError
 from protocol.identity import Life, Member, NodeId
 from protocol.member_list import MemberList
 from protocol.membership import Membership, Timing
@@ -297,7 +297,7 @@ class Node:
     def _on_evicted(self) -> None:
         """An operator removed this peer for good."""
         self._fail(
-            StartError(f"{self.config.node_id} was removed from its cluster for good; --rejoin makes it join again")
+            Removed(f"{self.config.node_id} was removed from its cluster for good; --rejoin makes it join again")
         )
 
     def _fail(self, reason: StartError) -> None:

@@ -68,6 +68,7 @@ class FaultMaker:
             "weather": self._blow,
             "clock": self._set_clock,
             "join": self._join,
+            "evict": self._evict,
         }
         self._peers = len(world.machines)
         for machine in world.machines.values():
@@ -146,6 +147,18 @@ class FaultMaker:
         self._world.machines[name].platter.loses = self._losses(name)
         with trio.move_on_after(self._lasts_s):
             await self._world.start(name)
+
+    async def _evict(self, name: str) -> None:
+        """A peer that is down is removed for good, and comes back with its disk after a while."""
+        if self._world.machines[name].is_up:
+            await self._world.crash(name)
+        through = self._chance.choice(list(self._others(name)))
+        with suppress(httpx.HTTPError):
+            answer = await self._world.request(through, "POST", f"/nodes/{name}/evict?force=true")
+            if answer.status_code == httpx.codes.OK:
+                self._note("evictions", name)
+        await trio.sleep(self._lasts_s)
+        await self._start(name)
 
     # --- disks ---
 

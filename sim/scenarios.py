@@ -17,7 +17,7 @@ LOST_DISKS = ("lose disk", "restore image")
 DISKS = (*FAILING_DISKS, *FULL_DISKS, *ROT, *LOST_DISKS)
 CUTS, WEATHER = ("cut",), ("weather",)
 NETWORK = (*CUTS, *WEATHER)
-JOINS = ("join",)
+MEMBERS = ("join", "evict")
 
 SCENARIOS: dict[str, tuple[str, ...]] = {
     "storm": (*POWER, *PAUSES, *DISKS, *NETWORK, *CLOCKS),
@@ -32,12 +32,12 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
     "cuts": CUTS,
     "weather": WEATHER,
     "clocks": CLOCKS,
-    "joins": (*JOINS, *POWER, *NETWORK),
+    "members": (*MEMBERS, *POWER, *NETWORK),
     "calm": (),
 }
 """Names of scenarios, and the kinds of faults that may come in them."""
 
-ALWAYS = ("crash", "cut", "join")
+ALWAYS = ("crash", "cut", "join", "evict")
 """Kinds that no seed of a scenario with them leaves out."""
 KIND_SHARE = 0.7
 """Of seeds that have some other kind."""
@@ -119,5 +119,6 @@ def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
             "heal_interval_s": chance.choice((10.0, 30.0)),
             "probe_interval_s": (probe := chance.choice((1.0, 2.0, 5.0))),
             "down_after_s": 3 * probe,
+            "rejoin": "evict" in kinds,
         },
     )

@@ -21,7 +21,18 @@ import trio.testing
 from peer.config import Address, Config
 from peer.files.uploads import FILE_IDS
 from peer.node import Node
-from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpRequests, HttpServer, StartError, StoreError, Work
+from peer.world.env import (
+    AsgiApp,
+    Clock,
+    Datagrams,
+    Disk,
+    HttpRequests,
+    HttpServer,
+    Removed,
+    StartError,
+    StoreError,
+    Work,
+)
 from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.model import Promise
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualRequests, VirtualTransport
@@ -269,6 +280,9 @@ class World:
         try:
             with trio.CancelScope() as machine.scope:
                 await node.run()
+        except Removed:
+            self.trace(machine.name, "was removed", "")
+            machine.node = None
         # The clean-up of a peer whose power is gone fails here and there, and on a bad disk one may not start; anything
         # else is a bug.
         except BaseException as error:

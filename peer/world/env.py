@@ -40,6 +40,10 @@ class StartError(Exception):
     """The peer cannot start; one sentence with what and what to do."""
 
 
+class Removed(StartError):
+    """The peer was removed from its cluster for good."""
+
+
 class Work(Enum):
     """Kinds of blocking calls; each has its own few threads, so that a slow disk never holds up hashing.
 

@@ -194,7 +194,7 @@ def test_the_command_gives_one_line_of_verdict() -> None:
 
 
 def test_peers_join_in_the_midst_of_faults_and_become_like_the_others() -> None:
-    verdict = run_seed(Plan(2, 0.5, "joins"), 1)
+    verdict = run_seed(Plan(2, 0.5, "members"), 1)
     assert verdict.objection is None
     assert 1 <= verdict.faults["new peers"] <= NEWCOMERS
     assert verdict.kept[Promise.ALIKE] == 2
