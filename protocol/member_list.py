@@ -167,6 +167,7 @@ class MemberList:
         before, peer.status = peer.status, peer.believed
         if before is peer.status:
             return False
+        self._digest = None
         if peer.status is Status.DOWN:
             self._up -= 1
             peer.down_since, peer.is_met = now, False
@@ -231,12 +232,12 @@ class MemberList:
 
     @property
     def digest(self) -> bytes:
-        """Of the records, and of who is accused of being down: who has the same digest need not be told the list."""
+        """Of the records, and of who is down or was not heard of: who has the same one need not be told the list."""
         if self._digest is None:
             total = hashlib.blake2b(digest_size=DIGEST_BYTES)
             for member, status in self._entries():
-                is_down = status is Status.DOWN
-                total.update(repr((member, is_down)).encode())
+                told = None if status is None else status is Status.DOWN
+                total.update(repr((member, told)).encode())
             total.update(repr(self.evictions).encode())
             self._digest = total.digest()
         return self._digest

@@ -1222,8 +1222,8 @@ MUTANTS = (
         "digest-blind",
         "Lists that differ in who is down have one digest.",
         "protocol/member_list.py",
-        "                is_down = status is Status.DOWN",
-        "                is_down = False",
+        "                told = None if status is None else status is Status.DOWN",
+        "                told = False",
         (f"{MEMBERSHIP}::test_a_list_is_told_to_those_alone_who_have_another",),
     ),
     Mutant(
