@@ -1262,8 +1262,8 @@ MUTANTS = (
         "only-copy-given-up",
         "A node is removed though files are on it alone.",
         "peer/http/nodes.py",
-        '    if alone and request.query_params.get("force") != "true":',
-        '    if alone and request.query_params.get("force") == "false":',
+        '    if alone and force == "false":',
+        '    if alone and force == "perhaps":',
         (f"{EVICTION}::test_who_has_files_alone_is_removed_by_force_only_and_nobody_removes_itself_or_a_stranger",),
     ),
     Mutant(

@@ -177,8 +177,11 @@ async def evict(request: Request) -> JSONResponse:
         raise HttpError(404, f"{node_id} is no node of this cluster; see GET /nodes")
     if node_id == services.others.me:
         raise HttpError(409, f"{node_id} cannot remove itself; ask another node")
+    force = request.query_params.get("force", "false")
+    if force not in ("true", "false"):
+        raise HttpError(400, f"force is {force[:20]!r}; it must be true or false")
     alone = await services.here.database.read(lambda connection: held_alone_by(connection, node_id))
-    if alone and request.query_params.get("force") != "true":
+    if alone and force == "false":
         raise HttpError(
             409,
             f"{alone} versions of files are on {node_id} alone; wait until others have them, or give them up with "

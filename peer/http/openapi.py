@@ -350,8 +350,11 @@ def _paths() -> Json:
                 "evict",
                 "Remove a node for good.",
                 _json(_ref("Evicted")),
-                "404 409 503",
-                [_path("node_id", NODE_ID), _query("force", "Also when files are on it alone.", _one_of("true"))],
+                "400 404 409 503",
+                [
+                    _path("node_id", NODE_ID),
+                    _query("force", "Also when files are on it alone.", _one_of("true", "false")),
+                ],
             )
         },
         "/replication-queue": {

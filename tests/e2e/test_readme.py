@@ -50,6 +50,7 @@ async def test_every_line_of_the_table_does_what_it_says(tmp_path: Path) -> None
             for method, path in ENDPOINT.findall(name):
                 assert re.search(re.sub(r"{\w+}", r"[\\w-]+", path) + r"(?:[?]\S*)?$", _address(words)), line
                 assert _method(words) == method, line
+        await peers.wait_exit("node-3", 20)
         assert (tmp_path / "report").read_bytes() == HELLO
         assert (tmp_path / "report.txt").read_bytes() == HELLO
         listed = await peers.listed("node-2")

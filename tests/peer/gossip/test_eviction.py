@@ -108,6 +108,8 @@ def test_who_has_files_alone_is_removed_by_force_only_and_nobody_removes_itself_
         assert "1 versions of files are on node-2 alone" in refused.text
         assert (await evict(world, "node-1", "node-1")).status_code == httpx.codes.CONFLICT
         assert (await evict(world, "node-1", "node-9")).status_code == httpx.codes.NOT_FOUND
+        assert (await evict(world, "node-1", "node-2", force="yes")).status_code == httpx.codes.BAD_REQUEST
+        assert (await evict(world, "node-1", "node-2", force="false")).status_code == httpx.codes.CONFLICT
         assert names(world, "node-1") == ["node-1", "node-2"]
         given_up = await evict(world, "node-1", "node-2", force="true")
         assert given_up.json() == {"message": "node-2 was removed", "node_id": "node-2", "given_up": 1}
