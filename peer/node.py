@@ -297,7 +297,7 @@ class Node:
     def _on_evicted(self) -> None:
         """An operator removed this peer for good."""
         self._fail(
-            Removed(f"{self.config.node_id} was removed from its cluster for good; --rejoin makes it join again")
+            Removed(f"{self.config.node_id} was removed from its cluster; add --join and --rejoin to join again")
         )
 
     def _fail(self, reason: StartError) -> None:

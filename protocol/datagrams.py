@@ -6,6 +6,7 @@ A datagram is a msgpack list that starts with its version and its kind; new fiel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from protocol import codec
 from protocol.errors import MalformedMessage, WrongVersion
@@ -95,7 +96,18 @@ class Gossip:
 
 Datagram = Ping | Ack | PingRequest | IndirectAck | Nack | Gossip
 
-_PING, _ACK, _PING_REQUEST, _INDIRECT_ACK, _NACK, _GOSSIP = range(6)
+
+class _Kind(IntEnum):
+    """What a datagram is, as its second field says."""
+
+    PING = 0
+    ACK = 1
+    PING_REQUEST = 2
+    INDIRECT_ACK = 3
+    NACK = 4
+    GOSSIP = 5
+
+
 _STATUSES = (Status.SUSPECT, Status.DOWN)
 _RECORD, _EVICTION = len(_STATUSES), len(_STATUSES) + 1
 
@@ -104,25 +116,25 @@ def encode_datagram(cluster_id: str, message: Datagram) -> bytes:
     """The bytes of a datagram."""
     kind, number, last = _parts(message)
     rumors = [_rumor_fields(rumor) for rumor in message.rumors]
-    fields = [DATAGRAM_VERSION, kind, cluster_id, number, member_fields(message.sender), rumors]
+    fields = [DATAGRAM_VERSION, kind.value, cluster_id, number, member_fields(message.sender), rumors]
     return codec.pack([*fields, last])
 
 
-def _parts(message: Datagram) -> tuple[int, int, object]:
+def _parts(message: Datagram) -> tuple[_Kind, int, object]:
     """Kind, number, and what only this kind has."""
     match message:
         case Ping():
-            return _PING, message.number, message.life
+            return _Kind.PING, message.number, message.life
         case Ack():
-            return _ACK, message.number, message.life
+            return _Kind.ACK, message.number, message.life
         case PingRequest():
-            return _PING_REQUEST, message.number, message.target
+            return _Kind.PING_REQUEST, message.number, message.target
         case IndirectAck():
-            return _INDIRECT_ACK, message.number, None
+            return _Kind.INDIRECT_ACK, message.number, None
         case Nack():
-            return _NACK, message.number, None
+            return _Kind.NACK, message.number, None
         case Gossip():
-            return _GOSSIP, 0, None
+            return _Kind.GOSSIP, 0, None
 
 
 def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
@@ -138,17 +150,17 @@ def decode_datagram(cluster_id: str, raw: bytes) -> Datagram:
     rumors = codec.read_each(fields[5], _read_rumor)
     last = fields[6]
     match fields[1]:
-        case 0:
+        case _Kind.PING:
             return Ping(number, sender, _read_life(last), rumors)
-        case 1:
+        case _Kind.ACK:
             return Ack(number, sender, _read_life(last), rumors)
-        case 2:
+        case _Kind.PING_REQUEST:
             return PingRequest(number, sender, codec.read_node_id(last), rumors)
-        case 3:
+        case _Kind.INDIRECT_ACK:
             return IndirectAck(number, sender, rumors)
-        case 4:
+        case _Kind.NACK:
             return Nack(number, sender, rumors)
-        case 5:
+        case _Kind.GOSSIP:
             return Gossip(sender, rumors)
     raise MalformedMessage(f"a datagram of unknown kind {fields[1]!r}")
 

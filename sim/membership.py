@@ -29,8 +29,10 @@ STARVED_S = (0.02, 0.5)
 AGREE_SHARE = 0.99
 STARVED_MAX, LOSSY_MAX = 100, 300
 """In larger crowds it is not measured what starved peers, and losses, do: it takes very long."""
-CROWD_MAX = 20_000
-"""Crashes times peers, about: large crowds are asked less often."""
+CRASHES = (3, 200)
+"""The fewest and the most of one size."""
+CRASHES_TIMES_PEERS = 4000
+"""In between, large crowds have fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ _HEADS = (
 
 def _row(seed: int, peers: int) -> list[str]:
     timing = Timing()
-    times = max(3, min(200, CROWD_MAX // peers // 5))
+    fewest, most = CRASHES
+    times = max(fewest, min(most, CRASHES_TIMES_PEERS // peers))
     noticed = crashes(seed, peers, times, timing)
     return [
         str(peers),

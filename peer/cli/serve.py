@@ -112,7 +112,8 @@ _seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECON
     "--rejoin/--no-rejoin",
     default=False,
     show_default=True,
-    help="Go over to the cluster of the peers in --join with all files, from one that this peer is alone in.",
+    help="Go over to the cluster of the peers in --join with all files, from one that this peer is alone in; or join"
+    " again the one it was removed from.",
 )
 @setting(
     "--data",

@@ -156,7 +156,6 @@ class Exchanger(Worker):
         link = self._links.get(node_id)
         if link is None:
             link = self._links[node_id] = Link(
-                self._config,
                 self._here,
                 self._others,
                 self._whole_states,
@@ -233,7 +232,6 @@ class Link:
 
     def __init__(
         self,
-        config: Config,
         here: Holding,
         others: Peers,
         whole_states: WholeStates,
@@ -248,7 +246,6 @@ class Link:
         self._complaints = complaints
         self._catching_up = catching_up
         self._exchange_soon = exchange_soon
-        self._config = config
         self._here = here
         self._others = others
         self._whole_states = whole_states

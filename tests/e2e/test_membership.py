@@ -61,7 +61,7 @@ async def test_a_node_that_is_removed_ends_and_its_files_are_copied_to_the_other
         response = await peers.client.post(peers.url("node-1", "/nodes/node-3/evict"))
         assert response.status_code == 200, response.text
         assert "1" in await peers.wait_exit("node-3", 20)
-        assert "node-3 was removed from its cluster for good; --rejoin makes it join again" in peers.log_of("node-3")
+        assert "node-3 was removed from its cluster; add --join and --rejoin to join again" in peers.log_of("node-3")
 
         async def are_with_the_others() -> bool:
             listed = await peers.listed("node-2")
