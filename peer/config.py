@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from protocol.keyring import OPEN, Keyring
+
 INLINE_BYTES_MAX = 256 * 1024
 
 
@@ -84,6 +86,9 @@ class Config:
     again a cluster this peer was removed from."""
     cluster_id: str | None = None
     """Found or join only this cluster. None: found one, or take over that of the first peer in `join` that answers."""
+    keyring: Keyring = OPEN
+    """The cluster's key, without which nothing is believed that comes from other peers, and the one that is to take its
+    place."""
     copies: int = 3
     """Copies of a file uploaded here, unless the upload says otherwise."""
     heal_interval_s: float = 30.0

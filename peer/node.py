@@ -24,6 +24,7 @@ from peer.gossip.joining import announce, meet_others, settle_cluster
 from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.placement import Placement
+from peer.gossip.requests import PeerRequests
 from peer.gossip.whole_state import WholeStates
 from peer.http.app import make_app
 from peer.http.facade import check_facade, serve_facade
@@ -46,6 +47,7 @@ from protocol.identity import Life, Member, NodeId
 from protocol.member_list import MemberList
 from protocol.membership import Membership, Timing
 from protocol.replica import Replica
+from protocol.sessions import Sessions
 
 log = logging.getLogger("minidfs.node")
 
@@ -67,6 +69,9 @@ class Node:
         self.space = Space(env, config.reserve_bytes)
         self.keeper = Keeper()
         self._pace = Pace(env.clock.now)
+        self._sessions = Sessions(config.keyring, env.chance("session"))
+        agent = {"user-agent": f"minidfs/{env.version} ({config.node_id})"}
+        self._requests = PeerRequests(env, self._sessions, agent)
         self._exchanging = trio.Event()
         self._failure: StartError | None = None
 
@@ -95,6 +100,7 @@ class Node:
             raise StartError(
                 f"nobody can reach a peer at {self.config.listen.host}; say with --advertise HOST where others reach it"
             )
+        self._check_key()
         with self.env.disk.lock():
             placement = Placement()
             database = Database(self.env, DATABASE, placement.targets)
@@ -109,6 +115,17 @@ class Node:
                     await database.close()
 
     # --- opening ---
+
+    def _check_key(self) -> None:
+        """Raises StartError for a peer that others than its own machine reach, and that would believe everybody."""
+        if not self.config.keyring.is_open:
+            return
+        for address in filter(None, (self.config.listen, self.config.facade)):
+            if not address.is_loopback:
+                raise StartError(
+                    f"whoever reaches {address} could act as a peer; make the cluster a key with minidfs keygen FILE, "
+                    "and give it to all its peers with --cluster-key-file FILE"
+                )
 
     async def _look_over(self, database: Database, placement: Placement) -> None:
         """Make sure that the database is ours, and take from it what placement was last."""
@@ -129,7 +146,7 @@ class Node:
             members = database.look_up(load_members)
             knows_others = any(member.node_id != self.config.node_id for member in members)
             return await settle_cluster(
-                self.env, self.join, known, knows_others=knows_others, rejoin=self.config.rejoin
+                self._requests, self.env.clock, self.join, known, knows_others=knows_others, rejoin=self.config.rejoin
             )
         if known is not None:
             return known
@@ -149,7 +166,7 @@ class Node:
     # --- running ---
 
     async def _run(self, database: Database, placement: Placement, task_status: trio.TaskStatus[Address]) -> None:
-        app = make_app(self.config, self.env.version, self.env.clock, lambda: self.services, self._pace)
+        app = make_app(self.config, self.env.version, self.env.clock, lambda: self.services, self._pace, self._sessions)
         server = self.env.http_server(app)
         listeners = await server.listen(self.config.listen, name=OWN_LISTENER, shared=False)
         self.address = listeners[0].address
@@ -163,8 +180,7 @@ class Node:
             await self._stop.wait()
             await self._shut_down(server)
             nursery.cancel_scope.cancel()
-        if self.services is not None:
-            await self.services.others.client.aclose()
+        await self._requests.aclose()
         if self._failure is not None:
             raise self._failure
 
@@ -201,10 +217,14 @@ class Node:
         self.services = services
         self._exchanging.set()
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.advertised, cluster_id)
+        if self.config.keyring.is_open:
+            log.warning("without --cluster-key-file every program of this machine can act as a peer")
         # Who was told which cluster to belong to stays with it, whoever answers at an address.
         on_stranger = None if self.config.cluster_id is not None else self._fail
         if self.join:
-            telling = partial(announce, self.env, self.join, others, services.gossip.learn, on_stranger)
+            telling = partial(
+                announce, self._requests, self.env.clock, self.join, others, services.gossip.learn, on_stranger
+            )
             nursery.start_soon(keep, "joining", telling)
         if self.config.facade is not None:
             await nursery.start(serve_facade, server, self.config.facade, services)
@@ -230,7 +250,7 @@ class Node:
         membership = Membership(known, members, timing, life, env.chance("probing"))
         placement.follow(known.members())
         await chunks.open()
-        client = PeerClient(env, cluster_id, me.node_id)
+        client = PeerClient(self._requests, cluster_id)
         return here, Peers(me.node_id, cluster_id, known, placement, client, self._pace), membership
 
     def _start_life(self, database: Database, cluster_id: str) -> tuple[Member, tuple[Member, ...]]:
@@ -250,7 +270,7 @@ class Node:
     def _wire(self, here: Holding, others: Peers, membership: Membership, datagrams: Datagrams) -> Services:
         env, config = self.env, self.config
         told = (self._on_met, self._on_doubled, self._on_evicted)
-        gossip = Gossip(env, here, others, membership, datagrams, *told, may_rejoin=config.rejoin)
+        gossip = Gossip(env, here, others, membership, self._sessions, datagrams, *told, may_rejoin=config.rejoin)
         whole_states = WholeStates(env, here, others)
         forks = Forks(here, others)
         exchanger = Exchanger(env, config, here, others, whole_states, forks, gossip, self.keeper)
@@ -266,6 +286,7 @@ class Node:
             config=config,
             here=here,
             others=others,
+            sessions=self._sessions,
             gossip=gossip,
             exchanger=exchanger,
             answering=Answering(env, here, others, exchanger, whole_states, forks, gossip),

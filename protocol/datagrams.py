@@ -12,11 +12,13 @@ from protocol import codec
 from protocol.errors import MalformedMessage, WrongVersion
 from protocol.identity import Eviction, Life, Member, NodeId, Status
 from protocol.messages import INCARNATION_MAX, check_cluster, member_fields, read_eviction, read_member
+from protocol.sessions import SEAL_BYTES
 
 DATAGRAM_VERSION = 2
 """2: rumors, and probes by way of others."""
 
-DATAGRAM_BYTES_MAX = 1400
+DATAGRAM_BYTES_MAX = 1400 - SEAL_BYTES
+"""Before it is sealed."""
 
 RUMORS_BYTES_MAX = 700
 """Of the rumors in one datagram: the longest names, addresses and zones there can be fit in beside them."""

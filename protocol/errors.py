@@ -17,3 +17,11 @@ class WrongCluster(ProtocolError):
 
 class WrongVersion(ProtocolError):
     """A message of a wire version this release does not speak."""
+
+
+class NotAuthentic(ProtocolError):
+    """Something that does not prove that a peer of this cluster says it."""
+
+
+class NotFresh(ProtocolError):
+    """A peer of this cluster said it, but not now: somebody says it again."""

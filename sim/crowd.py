@@ -18,6 +18,7 @@ from protocol.member_events import Effect, Event, Learned, Met, Received, Send, 
 from protocol.member_list import MemberList
 from protocol.membership import Membership, Timing
 from protocol.messages import View
+from protocol.sessions import SEAL_BYTES
 
 CLUSTER = "0" * 32
 LATENCY_S = (0.0005, 0.003)
@@ -144,7 +145,7 @@ class Crowd:
             case Send(to, message):
                 self.sent[type(message).__name__] += 1
                 if self.counts_bytes:
-                    one.bytes_sent += len(encode_datagram(CLUSTER, message))
+                    one.bytes_sent += len(encode_datagram(CLUSTER, message)) + SEAL_BYTES
                 if to in self.peers and self.chance.random() >= self.loss:
                     self.after(self.chance.uniform(*LATENCY_S), partial(self.tell, self.peers[to], Received(message)))
             case SetTimer(after_s):

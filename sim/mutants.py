@@ -42,6 +42,8 @@ CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
 PLACEMENT = "tests/peer/gossip/test_placement.py"
 REPAIR = "tests/peer/upkeep/test_repair.py"
 EVICTION = "tests/peer/gossip/test_eviction.py"
+CLUSTER_KEY = "tests/peer/gossip/test_cluster_key.py"
+SESSIONS = "tests/protocol/test_sessions.py"
 DEFICITS = "tests/peer/upkeep/test_deficits.py"
 VERIFICATION = "tests/peer/upkeep/test_verification.py"
 MEMBERSHIP = "tests/protocol/test_membership.py"
@@ -1274,6 +1276,103 @@ MUTANTS = (
         "        return View(self.digest, members, statuses)",
         (f"{EVICTION}::test_a_removal_reaches_those_who_were_cut_off_and_outlasts_what_they_say",),
     ),
+    # --- the cluster's key ---
+    Mutant(
+        "key-not-checked",
+        "Whoever knows how messages are made up is believed.",
+        "protocol/sessions.py",
+        "            if is_same(code, mac(key, *said)):",
+        "            if code:",
+        (f"{CLUSTER_KEY}::test_who_has_not_the_key_gets_nothing_from_any_address_of_peers",),
+    ),
+    Mutant(
+        "repeated-message-believed",
+        "What was recorded does its work again.",
+        "protocol/sessions.py",
+        "        if -ahead >= WINDOW or self._seen >> -ahead & 1:",
+        "        if -ahead >= WINDOW:",
+        (f"{CLUSTER_KEY}::test_what_was_recorded_does_nothing_whoever_it_is_said_to_and_whenever",),
+    ),
+    Mutant(
+        "message-for-another-believed",
+        "What was said to one peer, or to a former life, is said to another one.",
+        "protocol/sessions.py",
+        "        if not is_same(to, self._session):\n",
+        "        if not to:\n",
+        (f"{CLUSTER_KEY}::test_what_was_recorded_does_nothing_whoever_it_is_said_to_and_whenever",),
+    ),
+    Mutant(
+        "session-outlives-its-life",
+        "Each life of a peer has the same session.",
+        "protocol/sessions.py",
+        '        return self._chance.randrange(1, 1 << 8 * SESSION_BYTES).to_bytes(SESSION_BYTES, "big")',
+        '        return (1).to_bytes(SESSION_BYTES, "big")',
+        (f"{SESSIONS}::test_a_datagram_is_believed_once_by_the_one_life_it_is_for",),
+    ),
+    Mutant(
+        "session-of-anybody-believed",
+        "Whoever answers that a request was stale is told how to be believed.",
+        "protocol/sessions.py",
+        '        if not is_same_text(field or "", proof.of_session(session)):',
+        "        if not field:",
+        (f"{SESSIONS}::test_only_who_was_asked_tells_his_session",),
+    ),
+    Mutant(
+        "target-not-proven",
+        "A proof is good for any address.",
+        "protocol/sessions.py",
+        '    return f"{method} {target}".encode("ascii", "replace")',
+        '    return method.encode("ascii", "replace")',
+        (f"{SESSIONS}::test_a_proof_is_of_one_request_of_one_method_target_and_body",),
+    ),
+    Mutant(
+        "body-not-compared",
+        "A request may have another body than its proof is for.",
+        "peer/http/authentication.py",
+        '            if not message.get("more_body", False) and not is_same(self._hash.digest(), self._wanted):',
+        "            if not self._wanted:",
+        (f"{CLUSTER_KEY}::test_a_request_whose_body_is_another_on_its_way_is_refused",),
+    ),
+    Mutant(
+        "answer-not-proven",
+        "A peer believes whoever answers.",
+        "peer/gossip/requests.py",
+        '        if not is_same_text(answer.headers.get(ANSWER_HEADER, ""), expected):',
+        "        if not expected:",
+        (f"{CLUSTER_KEY}::test_an_answer_that_is_not_proven_is_no_answer",),
+    ),
+    Mutant(
+        "frame-not-proven",
+        "Whoever sits in the middle writes what a peer takes over as the whole state of another.",
+        "peer/gossip/client.py",
+        "            if not is_same(code, proof.of_frame(next(numbers), raw)):",
+        "            if not is_same(code, code):",
+        (f"{CLUSTER_KEY}::test_a_whole_state_of_which_a_frame_is_another_is_not_taken_over",),
+    ),
+    Mutant(
+        "addresses-of-peers-open",
+        "One address of peers needs no proof.",
+        "peer/http/authentication.py",
+        '        if scope["type"] != "http" or not scope["path"].startswith(PEER_PATHS):',
+        '        if scope["type"] != "http" or not scope["path"].startswith(f"{PEER_PATHS}c"):',
+        (f"{CLUSTER_KEY}::test_who_has_not_the_key_gets_nothing_from_any_address_of_peers",),
+    ),
+    Mutant(
+        "second-key-not-accepted",
+        "The key cannot be changed while the cluster runs.",
+        "protocol/sessions.py",
+        "        for key in self._keyring.keys:",
+        "        for key in self._keyring.keys[:1]:",
+        (f"{CLUSTER_KEY}::test_a_key_takes_the_place_of_another_while_peers_restart_one_by_one",),
+    ),
+    Mutant(
+        "facade-without-a-key",
+        "Peers whose naming service others reach need no key.",
+        "peer/node.py",
+        "        for address in filter(None, (self.config.listen, self.config.facade)):",
+        "        for address in (self.config.listen,):",
+        (f"{CLUSTER_KEY}::test_who_can_be_reached_from_elsewhere_needs_a_key",),
+    ),
     # --- damaged rows ---
     Mutant(
         "damage-forgotten",
@@ -1519,9 +1618,9 @@ MUTANTS = (
         "place-lost-to-a-cancelled-request",
         "A request that is cancelled keeps its place for ever.",
         "peer/gossip/client.py",
-        "            async with self._limiter(peer.node_id):\n                answer",
+        "            async with self._limiter(peer.node_id):\n                answer = await self._requests.ask",
         "            await self._limiter(peer.node_id).acquire_on_behalf_of(object())\n"
-        "            if True:\n                answer",
+        "            if True:\n                answer = await self._requests.ask",
         (f"{CLIENT}::test_cancelled_requests_cost_no_place_and_no_connection",),
     ),
     Mutant(

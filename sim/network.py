@@ -373,7 +373,8 @@ class VirtualRequests:
                 await stream.aclose()
         except httpx.HTTPError as error:
             raise RequestFailed(str(error)) from error
-        return HttpAnswer(cycle.status or 500, bytes(content))
+        fields = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in cycle.headers}
+        return HttpAnswer(cycle.status or 500, bytes(content), fields)
 
     def close(self) -> None:
         """Nothing is kept."""

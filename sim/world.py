@@ -188,7 +188,8 @@ class World:
         self.show: Callable[[str], None] | None = None
         self.network = Network(Random(f"{seed} network"), self.trace, nursery)
         self.chance = Random(f"{seed} scenario")
-        self._settings = settings
+        self.settings = dict(settings)
+        """Of peers that start from now on."""
         self.machines: dict[str, _Machine] = {}
         for _ in range(peers):
             self.add()
@@ -250,7 +251,7 @@ class World:
             reserve_bytes=0,
             loop_look_s=1.0,
         )
-        config = replace(config, **self._settings)
+        config = replace(config, **self.settings)
         machine.env, machine.node, machine.gone = env, Node(config, env), trio.Event()
         self.trace(name, "starts", f"life {machine.lives}")
         self._nursery.start_soon(self._live, machine)

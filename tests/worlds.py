@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import httpx
 import trio
 
+from peer.gossip.client import CLUSTER_HEADER
 from peer.gossip.peers import Peers
+from peer.gossip.requests import PROOF_HEADER
 from peer.http.services import Services
 from peer.store.holding import Holding
+from protocol.keyring import OPEN, Keyring
+from protocol.sessions import Sessions, hash_of
 from sim.disk import Platter
 from sim.world import World, few_partitions, run_world
 
@@ -47,6 +53,31 @@ def here(world: World, name: str) -> Holding:
 def others(world: World, name: str) -> Peers:
     """What a running peer knows of the others."""
     return services(world, name).others
+
+
+_STRANGERS = itertools.count()
+
+
+def stranger(world: World, name: str, keyring: Keyring) -> Sessions:
+    """Somebody who has this key, and knows the session of a running peer."""
+    sessions = Sessions(keyring, Random(next(_STRANGERS)))
+    sessions.note(name, services(world, name).sessions._session)
+    return sessions
+
+
+async def peer_asks(
+    world: World, name: str, method: str, target: str, body: bytes = b"", *, keyring: Keyring = OPEN, **headers: str
+) -> httpx.Response:
+    """What a peer that has this key is answered; `headers` with underscores, the cluster is named unless they do."""
+    proof = stranger(world, name, keyring).prove(name, method, target, hash_of(body))
+    fields = {CLUSTER_HEADER: others(world, name).cluster_id, PROOF_HEADER: proof.field}
+    fields |= {field.replace("_", "-"): value for field, value in headers.items()}
+    return await world.request(name, method, target, content=body, headers=fields)
+
+
+def sealed(world: World, name: str, body: bytes) -> bytes:
+    """A datagram of a peer of the cluster, fresh."""
+    return stranger(world, name, services(world, name).config.keyring).seal(name, body)
 
 
 def rows(world: World, name: str, query: str, *values: object) -> list[tuple[Any, ...]]:

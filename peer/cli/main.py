@@ -15,6 +15,7 @@ from click.shell_completion import get_completion_class
 from peer.cli.cluster import cluster
 from peer.cli.files import get, ls, put, rm
 from peer.cli.folder import check, db
+from peer.cli.keygen import keygen
 from peer.cli.looking import evict, nodes, queue, recover, status
 from peer.cli.serve import serve
 from peer.cli.settings import apply_file, config
@@ -58,7 +59,8 @@ def completion(shell: str) -> None:
     click.echo(found(minidfs, {}, "minidfs", "_MINIDFS_COMPLETE").source())
 
 
-for _command in (cluster, serve, put, get, ls, rm, status, nodes, queue, recover, evict, config, check, db, completion):
+_LOOKING = (status, nodes, queue, recover, evict)
+for _command in (cluster, serve, put, get, ls, rm, *_LOOKING, config, check, db, keygen, completion):
     minidfs.add_command(_command)
 
 

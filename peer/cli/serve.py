@@ -13,6 +13,7 @@ import click
 
 from peer.cli.options import read_size, setting
 from peer.config import DURABILITIES, Address, Config, ConfigError
+from protocol.keyring import Keyring
 
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
@@ -59,6 +60,16 @@ def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None)
     if value is not None and not CLUSTER_ID.fullmatch(value.lower()):
         raise click.BadParameter(f"{value!r} is no cluster id; it has 32 hexadecimal digits")
     return value and value.lower()
+
+
+def _keyring(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> Keyring:
+    from peer.cluster.key_file import read_key_file
+    from protocol.keyring import BadKey
+
+    try:
+        return read_key_file(value)
+    except BadKey as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _origins(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,6 +137,13 @@ _seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECON
     metavar="HEX",
     callback=_cluster_id,
     help="Found or join only the cluster with this id (32 digits).  [default: any]",
+)
+@setting(
+    "--cluster-key-file",
+    "keyring",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_keyring,
+    help="The key without which no peer is believed; minidfs keygen makes one.  [default: none, on loopback only]",
 )
 @setting("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of an uploaded file.")
 @_seconds_option("--heal-interval", "heal_interval_s", default=30.0, help="Between two comparisons with another peer.")

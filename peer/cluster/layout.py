@@ -17,6 +17,9 @@ NODES_MAX = 200
 BASE_PORT_DEFAULT = 8001
 FACADE_PORT_DEFAULT = 8080
 
+KEY_FILE = "cluster.key"
+"""In the cluster's folder."""
+
 START_TIMEOUT_S = 30.0
 """A peer that has not answered by then is taken for stuck."""
 STOP_TIMEOUT_S = 15.0
@@ -74,7 +77,8 @@ def serve_command(layout: Layout, node_id: str, folder: Path) -> list[str]:
     for other in layout.node_ids:
         if other != node_id:
             command += ["--join", str(layout.address_of(other))]
-    return [*command, "--cluster-id", layout.cluster_id, "--data", str(folder)]
+    command += ["--cluster-id", layout.cluster_id, "--cluster-key-file", str(folder.parent / KEY_FILE)]
+    return [*command, "--data", str(folder)]
 
 
 def settle_layout(

@@ -14,7 +14,9 @@ import trio
 from peer.cluster.events import PeerExited, PeerHangs, PeerStatus, PeerWrote, Tell, tell_nobody
 from peer.cluster.figures import Figures, read_figures
 from peer.cluster.folder import claimed, write_private
+from peer.cluster.key_file import make_key_file
 from peer.cluster.layout import (
+    KEY_FILE,
     START_TIMEOUT_S,
     STOP_TIMEOUT_S,
     ClusterError,
@@ -257,6 +259,7 @@ async def open_cluster(
         layout = settle_layout(data, nodes, base_port, facade_port, grow=grow)
         async with _health_client() as client:
             await check_ports(data, layout, client)
+            _settle_key(data)
             write_private(data / "cluster.json", asdict(layout))
             async with trio.open_nursery() as nursery:
                 cluster = LocalCluster(data, layout, nursery=nursery, client=client, command=command, tell=tell)
@@ -269,6 +272,16 @@ async def open_cluster(
                 nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def _settle_key(data: Path) -> None:
+    """See to it that the cluster has a key. Raises ClusterError."""
+    try:
+        make_key_file(data / KEY_FILE)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ClusterError(f"{data / KEY_FILE} cannot be written: {error.strerror}") from error
 
 
 def _health_client() -> httpx.AsyncClient:

@@ -1,37 +1,27 @@
-"""Requests to other peers over HTTP, and what can go wrong with them.
-
-What is asked and answered as a whole goes over connections of our own (`peer/world/outgoing.py`), which cost an upload
-least; what is streamed goes through httpx. httpx 0.28.1 on trio loses pool slots when requests are cancelled, so its
-own pool limit is off and each peer has a limiter of ours.
-"""
+"""What this peer asks of other peers over HTTP, and what can go wrong with it."""
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import httpx
 import trio
 
-from peer.config import Address, ConfigError
-from peer.world.env import Env, HttpRequest, RequestFailed
+from peer.config import ConfigError
+from peer.gossip.requests import CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S, PeerRequests, said_in
+from peer.world.env import RequestFailed
 from protocol import codec, messages
 from protocol.errors import ProtocolError
 from protocol.identity import Dot, Member, NodeId
+from protocol.keyring import MAC_BYTES, is_same
 from protocol.messages import ExchangeReply, ExchangeRequest, Recovery, RepairAttempt
 from protocol.ops import Chunk
+from protocol.sessions import Proof
 
 REQUESTS_PER_PEER_MAX = 32
-CONNECT_TIMEOUT_S = 2.0
-SILENCE_TIMEOUT_S = 10.0
-"""No answer and no byte of one for this long: the peer is taken for unreachable."""
-
-SENTENCE_CHARS_MAX = 300
-"""Of what a peer says when it refuses."""
-
 HANDED_ON_MAX = 64
 """Clients' uploads on their way to other peers; apart from the requests of peers, for clients can be slow."""
 RECEIPT_TIMEOUT_S = 60.0
@@ -53,24 +43,16 @@ class PeerRefused(PeerUnreachable):
 class PeerClient:
     """Speaks to the other peers of one cluster."""
 
-    def __init__(self, env: Env, cluster_id: str, me: NodeId) -> None:
+    def __init__(self, requests: PeerRequests, cluster_id: str) -> None:
         self.cluster_id = cluster_id
-        self._headers = ((CLUSTER_HEADER, cluster_id), ("user-agent", f"minidfs/{env.version} ({me})"))
-        self._whole = env.http_requests()
-        self._http = httpx.AsyncClient(
-            transport=env.http_transport(),
-            trust_env=False,
-            follow_redirects=False,
-            headers=dict(self._headers),
-            timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        )
+        self._requests = requests
+        self._headers = {CLUSTER_HEADER: cluster_id}
         self._handing_on = trio.CapacityLimiter(HANDED_ON_MAX)
         self._limiters: dict[NodeId, trio.CapacityLimiter] = {}
 
     async def aclose(self) -> None:
         """Close all connections."""
-        self._whole.close()
-        await self._http.aclose()
+        await self._requests.aclose()
 
     def places_taken(self, node_id: NodeId) -> int:
         """How many requests to a peer are under way, of the REQUESTS_PER_PEER_MAX there may be."""
@@ -96,7 +78,7 @@ class PeerClient:
         """
         content = bytearray()
         path = f"/peer/chunks/{chunk.hash.hex()}?put={messages.dot_as_text(put)}"
-        async with self._stream(peer, "GET", path) as response:
+        async with self._stream(peer, "GET", path) as (response, _):
             async for piece in response.aiter_raw():
                 content += piece
                 if len(content) > chunk.size:
@@ -107,11 +89,15 @@ class PeerClient:
 
     async def push_chunk(self, peer: Member, chunk_hash: bytes, size: int, content: AsyncIterable[bytes]) -> None:
         """Stage a chunk at a peer; returns when it is synced there. Raises PeerUnreachable."""
-        url = f"http://{peer.address}/peer/chunks/{chunk_hash.hex()}"
+        target = f"/peer/chunks/{chunk_hash.hex()}"
+        if not self._requests.sessions.knows(peer.address):
+            # Else the whole chunk could be sent in vain.
+            await self.renew_chunks(peer, ())
+        headers = {**self._headers, "content-length": str(size)}
         with translated(peer.node_id):
             async with self._limiter(peer.node_id):
-                response = await self._http.put(url, content=content, headers={"content-length": str(size)})
-        _check_accepted(peer, response.status_code, response.content)
+                answer = await self._requests.send(peer.address, "PUT", target, chunk_hash, content, headers)
+        _check_accepted(peer, *answer)
 
     async def renew_chunks(self, peer: Member, hashes: Sequence[bytes]) -> Sequence[bytes]:
         """Have a peer keep chunks staged there; returns those it does not have (any more). Raises PeerUnreachable."""
@@ -126,8 +112,8 @@ class PeerClient:
     @asynccontextmanager
     async def snapshot(self, peer: Member) -> AsyncIterator[AsyncIterator[bytes]]:
         """The whole state of a peer, frame by frame. Raises PeerUnreachable."""
-        async with self._stream(peer, "GET", "/peer/snapshot") as response:
-            yield _frames(peer, response.aiter_raw())
+        async with self._stream(peer, "GET", "/peer/snapshot") as (response, proof):
+            yield _frames(peer, response.aiter_raw(), proof)
 
     async def log_hashes(self, peer: Member, last: Dot) -> tuple[int, Sequence[bytes]]:
         """The running hashes of an origin's log at a peer, up to a dot or its end, and the seq of the first.
@@ -153,7 +139,7 @@ class PeerClient:
     async def health(self, address: str) -> None:
         """Ask whether a peer serves at all. Raises PeerUnreachable."""
         with translated(address):
-            response = await self._http.get(f"http://{address}/health")
+            response = await self._requests.http.get(f"http://{address}/health")
         if response.status_code != httpx.codes.OK:
             raise PeerUnreachable(f"{address} answered {response.status_code}")
 
@@ -161,7 +147,8 @@ class PeerClient:
         """Whether a peer says that it takes files."""
         try:
             with translated(peer.node_id):
-                response = await self._http.get(f"http://{peer.address}/health/ready", timeout=CONNECT_TIMEOUT_S)
+                url = f"http://{peer.address}/health/ready"
+                response = await self._requests.http.get(url, timeout=CONNECT_TIMEOUT_S)
         except PeerUnreachable:
             return False
         return response.status_code == httpx.codes.OK
@@ -174,7 +161,9 @@ class PeerClient:
         timeout = httpx.Timeout(RECEIPT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         with translated(peer.node_id):
             async with self._handing_on:
-                response = await self._http.post(url, content=body, headers=headers, timeout=timeout)
+                response = await self._requests.http.post(
+                    url, content=body, headers={**self._headers, **headers}, timeout=timeout
+                )
         with _understood(peer):
             answer = response.json()
             if not isinstance(answer, dict):
@@ -184,31 +173,22 @@ class PeerClient:
     async def _call(
         self, peer: Member, method: str, target: str, body: bytes, timeout_s: float | None = SILENCE_TIMEOUT_S
     ) -> bytes:
-        request = HttpRequest(
-            method=method,
-            target=target,
-            headers=self._headers,
-            body=body,
-            connect_timeout_s=CONNECT_TIMEOUT_S,
-            silence_timeout_s=timeout_s,
-            answer_bytes_max=codec.MESSAGE_BYTES_MAX,
-        )
         with translated(peer.node_id):
             async with self._limiter(peer.node_id):
-                answer = await self._whole.request(_parsed(peer.address), request)
+                answer = await self._requests.ask(peer.address, method, target, body, self._headers, timeout_s)
         _check_accepted(peer, answer.status, answer.content)
         return answer.content
 
     @asynccontextmanager
-    async def _stream(self, peer: Member, method: str, path: str) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, peer: Member, method: str, target: str) -> AsyncIterator[tuple[httpx.Response, Proof]]:
         with translated(peer.node_id):
             async with (
                 self._limiter(peer.node_id),
-                self._http.stream(method, f"http://{peer.address}{path}") as response,
+                self._requests.stream(peer.address, method, target, self._headers) as (response, proof),
             ):
                 if response.status_code != httpx.codes.OK:
                     raise PeerUnreachable(f"{peer.node_id} answered {response.status_code}")
-                yield response
+                yield response, proof
 
     def _limiter(self, node_id: NodeId) -> trio.CapacityLimiter:
         limiter = self._limiters.get(node_id)
@@ -217,46 +197,37 @@ class PeerClient:
         return limiter
 
 
-def frame(raw: bytes) -> bytes:
-    """A piece of a stream with its length in front."""
-    return len(raw).to_bytes(4, "big") + raw
-
-
-def said_in(status: int, content: bytes) -> str:
-    """The sentence in a peer's refusal, or its status when there is none we can read."""
-    try:
-        sentence = json.loads(content)["error"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        sentence = None
-    if not isinstance(sentence, str) or not sentence.isprintable():
-        return f"status {status}"
-    return sentence[:SENTENCE_CHARS_MAX]
-
-
 def _check_accepted(peer: Member, status: int, content: bytes) -> None:
     if status != httpx.codes.OK:
         kind = PeerRefused if httpx.codes.is_client_error(status) else PeerUnreachable
         raise kind(f"{peer.node_id} refused: {said_in(status, content)}")
 
 
-@lru_cache(maxsize=1024)
-def _parsed(address: str) -> Address:
-    return Address.parse(address)
+def frame(raw: bytes, number: int, proof: Proof) -> bytes:
+    """A piece of a stream, with its length in front and what proves it behind."""
+    return len(raw).to_bytes(4, "big") + raw + proof.of_frame(number, raw)
 
 
-async def _frames(peer: Member, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The pieces `frame` framed, put together again. Raises PeerUnreachable when the stream breaks off."""
-    waiting = bytearray()
+async def _frames(peer: Member, pieces: AsyncIterator[bytes], proof: Proof) -> AsyncIterator[bytes]:
+    """The pieces `frame` framed, put together again.
+
+    Raises PeerUnreachable when the stream breaks off, or is not the one that was asked for.
+    """
+    waiting, numbers = bytearray(), itertools.count()
     async for piece in pieces:
         waiting += piece
         while len(waiting) >= 4:
             size = int.from_bytes(waiting[:4], "big")
             if size > FRAME_BYTES_MAX:
                 raise PeerUnreachable(f"{peer.node_id} announced {size} bytes; the limit is {FRAME_BYTES_MAX}")
-            if len(waiting) < 4 + size:
+            end = 4 + size + MAC_BYTES
+            if len(waiting) < end:
                 break
-            yield bytes(waiting[4 : 4 + size])
-            del waiting[: 4 + size]
+            raw, code = bytes(waiting[4 : 4 + size]), bytes(waiting[4 + size : end])
+            if not is_same(code, proof.of_frame(next(numbers), raw)):
+                raise PeerUnreachable(f"what came from {peer.node_id} is not all its own")
+            yield raw
+            del waiting[:end]
     if waiting:
         raise PeerUnreachable(f"{peer.node_id} broke off in the middle of a frame")
 

@@ -12,9 +12,10 @@ import trio
 
 from peer.complaints import Complaints
 from peer.config import Address
-from peer.gossip.client import CONNECT_TIMEOUT_S, PeerUnreachable, said_in, translated
+from peer.gossip.client import PeerUnreachable, translated
 from peer.gossip.peers import Peers
-from peer.world.env import Env, StartError
+from peer.gossip.requests import CONNECT_TIMEOUT_S, PeerRequests, said_in
+from peer.world.env import Clock, Env, StartError
 from protocol import messages
 from protocol.errors import MalformedMessage
 from protocol.identity import Member
@@ -27,30 +28,32 @@ MEET_TIMEOUT_S = 3.0
 MEET_POLL_S = 0.05
 
 
-async def join(env: Env, address: Address, cluster_id: str, me: Member | None) -> tuple[str, tuple[Member, ...]]:
+async def join(
+    requests: PeerRequests, address: Address, cluster_id: str, me: Member | None
+) -> tuple[str, tuple[Member, ...]]:
     """Ask a peer at this address for its cluster's id and members, telling it of `me`.
 
     `cluster_id` is empty for a peer that takes any. Raises PeerUnreachable, also when it belongs to another one.
     """
     body = messages.encode_join(cluster_id, me)
-    async with _client(env) as http:
-        with translated(str(address)):
-            response = await http.post(f"http://{address}/peer/join", content=body)
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    with translated(str(address)):
+        answer = await requests.ask(str(address), "POST", "/peer/join", body, {}, CONNECT_TIMEOUT_S)
+    if answer.status == httpx.codes.SERVICE_UNAVAILABLE:
         raise PeerUnreachable(
             f"{address} belongs to no cluster yet; if none of them does, start one of them without --join to found one"
         )
-    if response.status_code != httpx.codes.OK:
-        raise PeerUnreachable(f"{address} refused: {said_in(response.status_code, response.content)}")
+    if answer.status != httpx.codes.OK:
+        raise PeerUnreachable(f"{address} refused: {said_in(answer.status, answer.content)}")
     try:
-        return messages.decode_join(response.content)
+        return messages.decode_join(answer.content)
     except MalformedMessage as error:
         raise PeerUnreachable(f"{address} does not answer as a peer does: {error}") from None
 
 
 async def cluster_at(env: Env, address: Address) -> object:
     """What a peer at this address says of its cluster, None while it has none. Raises PeerUnreachable."""
-    async with _client(env) as http:
+    transport = env.http_transport()
+    async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=CONNECT_TIMEOUT_S) as http:
         with translated(str(address)):
             response = await http.get(f"http://{address}/health")
     try:
@@ -62,12 +65,14 @@ async def cluster_at(env: Env, address: Address) -> object:
     return answer["cluster_id"]
 
 
-def _client(env: Env) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=env.http_transport(), trust_env=False, timeout=CONNECT_TIMEOUT_S)
-
-
 async def settle_cluster(
-    env: Env, addresses: tuple[Address, ...], known: str | None, *, knows_others: bool, rejoin: bool
+    requests: PeerRequests,
+    clock: Clock,
+    addresses: tuple[Address, ...],
+    known: str | None,
+    *,
+    knows_others: bool,
+    rejoin: bool,
 ) -> str:
     """Find the cluster that a peer told to join these belongs to: the one its folder knows, or that of those peers.
 
@@ -75,14 +80,14 @@ async def settle_cluster(
     another cluster than the folder and the peer was not told to go over to it.
     """
     if known is None:
-        return await _ask_until_answered(env, addresses)
+        return await _ask_until_answered(requests, clock, addresses)
     if knows_others and not rejoin:
         return known
-    answers = await _ask_all(env, addresses)
+    answers = await _ask_all(requests, addresses)
     if known in answers.values():
         return known
     if not answers:
-        return await _ask_until_answered(env, addresses) if rejoin and not knows_others else known
+        return await _ask_until_answered(requests, clock, addresses) if rejoin and not knows_others else known
     address, theirs = next(iter(answers.items()))
     if knows_others:
         raise StartError(
@@ -102,13 +107,13 @@ def _other_cluster(known: str, address: Address, theirs: str) -> StartError:
     )
 
 
-async def _ask_all(env: Env, addresses: tuple[Address, ...]) -> dict[Address, str]:
+async def _ask_all(requests: PeerRequests, addresses: tuple[Address, ...]) -> dict[Address, str]:
     """The clusters of those peers that answer within a moment."""
     answers: dict[Address, str] = {}
 
     async def ask(address: Address) -> None:
         with suppress(PeerUnreachable):
-            answers[address], _ = await join(env, address, "", None)
+            answers[address], _ = await join(requests, address, "", None)
 
     async with trio.open_nursery() as nursery:
         for address in addresses:
@@ -116,12 +121,12 @@ async def _ask_all(env: Env, addresses: tuple[Address, ...]) -> dict[Address, st
     return {address: answers[address] for address in addresses if address in answers}
 
 
-async def _ask_until_answered(env: Env, addresses: tuple[Address, ...]) -> str:
-    complaints = Complaints(log, env.clock.now)
+async def _ask_until_answered(requests: PeerRequests, clock: Clock, addresses: tuple[Address, ...]) -> str:
+    complaints = Complaints(log, clock.now)
     while True:
         for address in addresses:
             try:
-                cluster_id, _ = await join(env, address, "", None)
+                cluster_id, _ = await join(requests, address, "", None)
             except PeerUnreachable as error:
                 complaints.say(address, f"waiting for a cluster to join: {error}")
             else:
@@ -130,7 +135,8 @@ async def _ask_until_answered(env: Env, addresses: tuple[Address, ...]) -> str:
 
 
 async def announce(
-    env: Env,
+    requests: PeerRequests,
+    clock: Clock,
     addresses: tuple[Address, ...],
     others: Peers,
     learn: Callable[[View], None],
@@ -140,7 +146,7 @@ async def announce(
 
     `on_stranger` is told when one does not and this peer is alone; else, and without it, that is only logged.
     """
-    complaints = Complaints(log, env.clock.now)
+    complaints = Complaints(log, clock.now)
 
     def is_alone() -> bool:
         return len(others.membership.members()) == 1
@@ -150,9 +156,9 @@ async def announce(
             return
         for address in addresses:
             try:
-                theirs, _ = await join(env, address, "", None)
+                theirs, _ = await join(requests, address, "", None)
                 if theirs == others.cluster_id:
-                    _, members = await join(env, address, theirs, others.membership.me)
+                    _, members = await join(requests, address, theirs, others.membership.me)
                     learn(View.of(*members))
                 elif on_stranger is not None and is_alone():
                     on_stranger(_other_cluster(others.cluster_id, address, theirs))

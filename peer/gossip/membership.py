@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -15,7 +15,7 @@ from peer.store.holding import Holding
 from peer.store.members import save_members
 from peer.world.env import Datagrams, Env, NoSpace, StoreError
 from protocol.datagrams import decode_datagram, encode_datagram
-from protocol.errors import ProtocolError, WrongCluster, WrongVersion
+from protocol.errors import NotAuthentic, ProtocolError, WrongCluster, WrongVersion
 from protocol.identity import NodeId
 from protocol.member_events import (
     Doubled,
@@ -38,6 +38,7 @@ from protocol.member_events import (
 from protocol.membership import Membership
 from protocol.messages import View
 from protocol.placement import Place
+from protocol.sessions import Again, Sessions, Stale
 
 log = logging.getLogger("minidfs.gossip")
 
@@ -58,6 +59,7 @@ class Gossip:
         here: Holding,
         others: Peers,
         membership: Membership,
+        sessions: Sessions,
         datagrams: Datagrams,
         on_met: Callable[[NodeId], Awaitable[None]],
         on_doubled: Callable[[str], None],
@@ -69,6 +71,7 @@ class Gossip:
         self._here = here
         self._others = others
         self._membership = membership
+        self._sessions = sessions
         self._datagrams = datagrams
         self._on_met = on_met
         self._on_doubled = on_doubled
@@ -90,29 +93,40 @@ class Gossip:
             async with trio.open_nursery() as self._nursery:
                 self._handle(Tick())
                 while True:
-                    self._hear(*await self._datagrams.receive())
+                    raw, sender = await self._datagrams.receive()
+                    for datagram, to in self._hear(raw, sender):
+                        # Not here: a name would have to be looked up.
+                        self._nursery.start_soon(self._datagrams.send, datagram, to)
         finally:
             self._nursery = None
 
-    def _hear(self, raw: bytes, sender: Address) -> None:
+    def _hear(self, raw: bytes, sender: Address) -> Sequence[tuple[bytes, Address]]:
+        """Take in a datagram; what is to be sent at once, and where to."""
         self.datagrams_received += 1
         try:
-            message = decode_datagram(self._others.cluster_id, raw)
-        except (WrongCluster, WrongVersion) as error:
+            opened = self._sessions.open(raw)
+            if isinstance(opened, Stale):
+                return [(opened.answer, sender)]
+            if isinstance(opened, Again):
+                return [(opened.datagram, Address.parse(opened.to))]
+            message = decode_datagram(self._others.cluster_id, opened.body)
+        except (NotAuthentic, WrongCluster, WrongVersion) as error:
             # Somebody means to talk to us, and nothing else would say why nothing comes of it.
             self.datagrams_dropped += 1
             self._complaints.say(sender, f"{sender} is not understood: {error}")
-            return
+            return ()
         except ProtocolError as error:
             self.datagrams_dropped += 1
             log.debug("dropped a datagram: %s", error)
-            return
+            return ()
+        self._sessions.note(message.sender.address, opened.session)
         try:
             self._handle(Received(message))
         except Exception:
             # Else who sends it again and again would keep this peer deaf.
             self.datagrams_dropped += 1
             log.exception("a datagram of %s cannot be taken in", message.sender.node_id)
+        return ()
 
     def learn(self, view: View, said_by: NodeId | None = None) -> None:
         """Hear of members over HTTP; `said_by` is whose list it is, if that one believes what it says of them."""
@@ -225,7 +239,8 @@ class Gossip:
         except ConfigError:
             return
         self.datagrams_sent += 1
-        await self._datagrams.send(encode_datagram(self._others.cluster_id, send.message), address)
+        body = encode_datagram(self._others.cluster_id, send.message)
+        await self._datagrams.send(self._sessions.seal(send.to, body), address)
 
     async def _tick_later(self, after_s: float, scope: trio.CancelScope) -> None:
         with scope:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from enum import Enum, auto
 from functools import partial
 
 import trio
 
-from peer.gossip.client import PeerUnreachable, frame
+from peer.gossip.client import PeerUnreachable
 from peer.gossip.peers import Peers
 from peer.store.database import translated_errors
 from peer.store.holding import Holding
@@ -90,8 +90,8 @@ class WholeStates:
         except Exception:
             log.exception("taking over a whole state failed")
 
-    async def frames(self) -> AsyncIterator[bytes]:
-        """Our live state with the version vector it belongs to, as of one moment, as frames for another peer.
+    async def pages(self) -> AsyncGenerator[bytes, None]:
+        """Our live state with the version vector it belongs to, as of one moment, as messages to another peer.
 
         Raises StoreError.
         """
@@ -99,12 +99,12 @@ class WholeStates:
         try:
             vv, state_sum, fingerprints = await self._env.run_blocking(Work.DATABASE_READ, _head, pinned)
             head = messages.SnapshotHead(vv, state_sum, self._here.is_damaged, fingerprints)
-            yield frame(messages.encode_snapshot_head(head))
+            yield messages.encode_snapshot_head(head)
             ops = live_ops(pinned)
             while page := await self._env.run_blocking(Work.DATABASE_READ, _next_page, ops):
                 await self._env.run_blocking(Work.DISK, self._check_log)
-                yield frame(messages.encode_snapshot_page(page))
-            yield frame(messages.encode_snapshot_page([]))
+                yield messages.encode_snapshot_page(page)
+            yield messages.encode_snapshot_page([])
         finally:
             await self._here.database.unpin(pinned)
 

@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from peer.config import Config
 from peer.http import files, health, metrics, nodes, openapi, peers, uploads
+from peer.http.authentication import Authentication
 from peer.http.callers import Callers
 from peer.http.direct import Direct
 from peer.http.errors import HANDLERS, on_bug
@@ -17,6 +18,7 @@ from peer.http.services import Services
 from peer.http.traffic import Traffic
 from peer.pace import Pace
 from peer.world.env import Clock
+from protocol.sessions import Sessions
 
 CLIENT_ROUTES = (
     Route("/health", health.health),
@@ -59,13 +61,19 @@ _PATHS = {route.endpoint: route.path for route in (*CLIENT_ROUTES, *PEER_ROUTES)
 
 
 def make_app(
-    config: Config, version: str, clock: Clock, services: Callable[[], Services | None], pace: Pace
+    config: Config,
+    version: str,
+    clock: Clock,
+    services: Callable[[], Services | None],
+    pace: Pace,
+    sessions: Sessions,
 ) -> Traffic:
     """The app of one peer. `services` gives None as long as the peer has not joined its cluster."""
     routes = [*CLIENT_ROUTES, *PEER_ROUTES]
     app = Starlette(routes=routes, exception_handlers={**HANDLERS, Exception: on_bug})
     app.state.config, app.state.version, app.state.services = config, version, services
-    app.state.traffic = Traffic(Direct(Callers(app, config, services), config, services), clock, _route_of, pace)
+    usual = Callers(Authentication(app, sessions, clock.now), config, services)
+    app.state.traffic = Traffic(Direct(usual, config, services), clock, _route_of, pace)
     return app.state.traffic  # type: ignore[no-any-return]
 
 

@@ -135,6 +135,8 @@ class _Peer(Collector):
         for link in services.exchanger.links():
             exchanges.append(({"node": link.node_id, "result": "ok"}, link.done))
             exchanges.append(({"node": link.node_id, "result": "failed"}, link.failed))
+        refused = [({"reason": reason}, count) for reason, count in services.sessions.refused.items()]
+        yield _counter("minidfs_refused_messages", "Datagrams and requests that did not prove to be a peer's.", refused)
         yield _counter("minidfs_exchanges", "Log exchanges this peer began.", exchanges)
 
     def _work(self) -> Iterator[Metric]:

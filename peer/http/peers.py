@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 import trio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from peer.gossip.client import CLUSTER_HEADER, MSGPACK
+from peer.gossip.client import CLUSTER_HEADER, MSGPACK, frame
+from peer.http.authentication import PROOF
 from peer.http.content import ChunkResponse
 from peer.http.errors import RETRY_AFTER, HttpError
 from peer.http.requests import body_of, check_length, services_of
@@ -20,6 +22,7 @@ from peer.store.rows import ChunkRow, find_log_hashes
 from peer.world.env import ReadableFile, Work
 from protocol import codec, messages
 from protocol.errors import WrongCluster
+from protocol.sessions import Proof
 
 JOIN_BYTES_MAX = 1024 * 1024
 
@@ -58,7 +61,15 @@ async def snapshot(request: Request) -> Response:
     services = peer_services(request)
     if not services.here.verified.is_set():
         raise HttpError(503, "this peer still looks over its rows; ask another one, or later", RETRY_AFTER)
-    return StreamingResponse(services.whole_states.frames(), media_type=MSGPACK)
+    return StreamingResponse(_framed(services.whole_states.pages(), request.scope["state"][PROOF]), media_type=MSGPACK)
+
+
+async def _framed(pages: AsyncGenerator[bytes, None], proof: Proof) -> AsyncIterator[bytes]:
+    number = 0
+    async with aclosing(pages):
+        async for page in pages:
+            yield frame(page, number, proof)
+            number += 1
 
 
 async def log_hashes(request: Request) -> Response:

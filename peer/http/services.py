@@ -28,6 +28,7 @@ from peer.upkeep.repair import Repair
 from peer.upkeep.verification import Verification
 from peer.worker import Worker
 from peer.world.env import Env
+from protocol.sessions import Sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Services:
     config: Config
     here: Holding
     others: Peers
+    sessions: Sessions
     gossip: Gossip
     exchanger: Exchanger
     answering: Answering

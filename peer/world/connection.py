@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from peer.world.env import PEER_PATHS
 from peer.world.transport import Buffer, Transport, read_at
 from peer.world.wire import CountedBody, HeadReader, Request, RequestError, Response, format_head
 
@@ -70,8 +71,6 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
-PEER_PATHS = "/peer/"
-"""What peers ask of each other."""
 VITAL_PATHS = (PEER_PATHS, "/health")
 """Answered also when there are too many clients."""
 CROWDED = "too many connections; try again later or ask another peer"

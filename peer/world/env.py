@@ -8,7 +8,7 @@ StoreError or StartError at this border.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -22,6 +22,9 @@ from peer.config import Address
 T = TypeVar("T")
 
 AsgiApp = Callable[..., Any]
+
+PEER_PATHS = "/peer/"
+"""What peers ask of each other begins so; a server keeps places for it."""
 
 
 class StoreError(Exception):
@@ -207,6 +210,8 @@ class HttpAnswer(NamedTuple):
 
     status: int
     content: bytes
+    headers: Mapping[str, str]
+    """Names in lower case."""
 
 
 class RequestFailed(Exception):

@@ -17,6 +17,8 @@ from peer.config import Address
 from peer.world.env import HttpAnswer, HttpRequest, RequestFailed
 
 RECV_BYTES = 64 * 1024
+HEAD_BYTES_MAX = 32 * 1024
+"""Of an answer's header fields."""
 IDLE_PER_PEER_MAX = 16
 """Connections kept for each address; there are as many as requests at once."""
 
@@ -134,7 +136,7 @@ class _Connection:
                 silence.deadline = trio.current_time() + silence_s
                 with suppress(BlockingIOError):
                     answer.feed(self._recv(answer))
-            return HttpAnswer(answer.status(), answer.content()), answer.leaves_open
+            return HttpAnswer(answer.status(), answer.content(), answer.headers), answer.leaves_open
         raise TimeoutError(f"nothing came back for {silence_s:g} s")
 
     async def _send(self, raw: bytes, silence: trio.CancelScope, silence_s: float) -> None:
@@ -167,12 +169,19 @@ class _Answer:
 
     def __init__(self, bytes_max: int) -> None:
         self._left = bytes_max
+        self._head_left = HEAD_BYTES_MAX
         self._parser = HttpResponseParser(self)
         self._pieces: list[bytes] = []
+        self.headers: dict[str, str] = {}
         self.has_begun = False
         self.is_whole = False
         self.leaves_open = False
         """Whether the peer keeps the connection open behind this answer."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_left -= len(name) + len(value)
+        if self._head_left >= 0:
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, piece: bytes) -> None:
         self._left -= len(piece)
@@ -193,7 +202,7 @@ class _Answer:
             self._parser.feed_data(received)
         except HttpParserError as error:
             raise ConnectionError(f"what came back is no HTTP: {error}") from None
-        if self._left < 0:
+        if self._left < 0 or self._head_left < 0:
             raise ConnectionError("the answer is too long")
 
     def status(self) -> int:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import httpx
 import msgpack
 import pytest
+from e2e.insider import Insider
 
 from peer.cluster import free_base_port
 
@@ -264,10 +265,13 @@ BAD: dict[str, tuple[bytes, set[int]]] = {
     "failed nodes of another type": (register(failed_nodes="node-2"), {400}),
     "failed nodes nobody knows": (register(failed_nodes=["node-99"]), {400}),
     # Peers' messages.
-    "a peer of no cluster": (request("POST", "/peer/exchange", body=b"x"), {403}),
-    "a peer of another cluster": (request("GET", "/peer/snapshot", "X-Minidfs-Cluster: " + "0" * 32), {403}),
-    "a join that is none": (request("POST", "/peer/join", body=b"\xc1"), {400}),
-    "a join of 2 MB": (request("POST", "/peer/join", body=b"x" * 2 * 2**20), {413}),
+    "a peer of no cluster": (request("POST", "/peer/exchange", body=b"x"), {401}),
+    "a peer of another cluster": (request("GET", "/peer/snapshot", "X-Minidfs-Cluster: " + "0" * 32), {401}),
+    "a proof that is none": (request("GET", "/peer/snapshot", "X-Minidfs-Proof: AAAA"), {401}),
+    "a proof of bytes": (request("GET", "/peer/snapshot", "X-Minidfs-Proof: \xff\xfe"), {401}),
+    "a made up proof": (request("GET", "/peer/snapshot", "X-Minidfs-Proof: " + "A" * 96), {401}),
+    "a join": (request("POST", "/peer/join", body=b"\x92\xa0\x90"), {401}),
+    "a join of 2 MB": (request("POST", "/peer/join", body=b"x" * 2 * 2**20), {401}),
 }  # fmt: skip
 
 
@@ -363,22 +367,26 @@ def _msgpack_of(chance: random.Random, depth: int = 3) -> object:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/peer/exchange"), ("POST", "/peer/chunks"), ("POST", "/peer/chunks/renew"),
+    [("POST", "/peer/join"), ("POST", "/peer/exchange"), ("POST", "/peer/chunks"), ("POST", "/peer/chunks/renew"),
      ("POST", "/peer/chunks/withdraw"), ("PUT", "/peer/chunks/" + "ab" * 32), ("PUT", "/peer/chunks/short")],
 )  # fmt: skip
 def test_messages_that_are_none_are_refused(victim: tuple[Victims, int], method: str, path: str) -> None:
     victims, number = victim
     chance = random.Random(f"{path} {number}")
-    key = f"X-Minidfs-Cluster: {victims.cluster_id}"
+    insider, address = Insider(victims.data), f"127.0.0.1:{victims.ports[number]}"
+    insider.meet(address)
+    cluster = f"X-Minidfs-Cluster: {victims.cluster_id}"
     bodies = [b"\xc1", b"", chance.randbytes(3000), b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x91" * 10**5]
     messages = [_msgpack_of(chance) for _ in range(40)]
     messages += [[1, victims.cluster_id, *[_msgpack_of(chance) for _ in range(8)]] for _ in range(40)]
     bodies += [bytes(msgpack.packb(message)) for message in messages]
     for body in bodies:
-        status, answer = tell(victims, number, request(method, path, key, body=body, length=len(body)))
+        proof = insider.field(address, method, path, body)
+        status, answer = tell(victims, number, request(method, path, cluster, proof, body=body, length=len(body)))
         # An empty list of chunks is a message.
         assert status == httpx.codes.BAD_REQUEST or body == b"\x90", answer
-    status, _ = tell(victims, number, request(method, path, key, length=2**40))
+    proof = insider.field(address, method, path)
+    status, _ = tell(victims, number, request(method, path, cluster, proof, length=2**40))
     assert status in (400, 413)
 
 
@@ -391,6 +399,9 @@ def test_datagrams_that_are_none_are_dropped(victim: tuple[Victims, int]) -> Non
     datagrams += [bytes(msgpack.packb(_msgpack_of(chance))) for _ in range(300)]
     datagrams += [bytes(msgpack.packb([1, kind, "0" * 32, 1, forged])) for kind in range(4)]
     datagrams += [bytes(msgpack.packb([1, kind, victims.cluster_id, 1, forged[:2]])) for kind in range(4)]
+    insider, address = Insider(victims.data), f"127.0.0.1:{victims.ports[number]}"
+    insider.meet(address)
+    datagrams += [insider.sessions.seal(address, datagram) for datagram in datagrams if len(datagram) < 60_000]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for datagram in datagrams:
             sock.sendto(datagram, ("127.0.0.1", victims.ports[number]))

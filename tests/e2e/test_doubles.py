@@ -10,6 +10,7 @@ import trio
 from e2e.cluster_fixture import content_of, running_peers, wait_until, within
 
 from peer.cluster import free_base_port
+from peer.cluster.layout import KEY_FILE
 
 pytestmark = [pytest.mark.e2e]
 
@@ -21,6 +22,7 @@ async def test_a_second_peer_of_one_id_is_told_and_the_first_goes_on(tmp_path: P
         address = f"127.0.0.1:{free_base_port(1)}"
         command = [sys.executable, "-m", "peer", "serve", "--id", "node-2", "--listen", address]
         command += ["--data", str(tmp_path / "other"), "--join", f"127.0.0.1:{peers.port('node-1')}"]
+        command += ["--cluster-key-file", str(tmp_path / "data" / KEY_FILE)]
         with trio.fail_after(20):
             done = await trio.run_process(command, capture_stderr=True, check=False)
         assert done.returncode == 1

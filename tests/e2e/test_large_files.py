@@ -27,6 +27,7 @@ from e2e.cluster_fixture import (
     within,
     write_random,
 )
+from e2e.insider import Insider
 
 from peer.gossip.client import CLUSTER_HEADER
 
@@ -204,8 +205,11 @@ async def test_a_chunk_is_sent_to_another_peer_from_its_file(tmp_path: Path) -> 
     async with running_peers(tmp_path / "cluster", nodes=1) as peers:
         await peers.upload("node-1", content)
         url = peers.url("node-1", f"/peer/chunks/{chunk_hash}")
-        headers = {CLUSTER_HEADER: (await peers.json("node-1", "/health"))["cluster_id"]}
+        cluster_id = (await peers.json("node-1", "/health"))["cluster_id"]
+        insider, address = Insider(tmp_path / "cluster"), url.split("/")[2]
+        await trio.to_thread.run_sync(insider.meet, address)
         for method, expected in [("HEAD", b""), ("GET", content), ("HEAD", b""), ("GET", content)]:
-            answer = await peers.client.request(method, url, headers=headers)
+            name, field = insider.field(address, method, f"/peer/chunks/{chunk_hash}").split(": ")
+            answer = await peers.client.request(method, url, headers={CLUSTER_HEADER: cluster_id, name: field})
             assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(content)))
             assert answer.content == expected

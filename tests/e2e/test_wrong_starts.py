@@ -19,6 +19,7 @@ import trio
 from e2e.cluster_fixture import POSIX_ONLY, content_of, wait_until, within
 
 from peer.cluster import free_base_port
+from peer.cluster.key_file import make_key_file
 from peer.run import SOMEWHERE_ELSE
 from peer.world.sockets import own_host_towards, own_hosts
 
@@ -36,6 +37,7 @@ class Machine:
         self.port = port
         self.data = folder / node_id
         self.log = folder / f"{node_id}.log"
+        self.key = folder / "cluster.key"
         self.listen = f"127.0.0.1:{port}"
 
     def command(self, *options: str) -> list[str]:
@@ -227,10 +229,11 @@ async def test_a_peer_on_all_addresses_tells_others_one_at_which_it_is_reached(
     machines: tuple[Machine, Machine],
 ) -> None:
     first, second = machines
-    listen = ["--listen", f"{ANY}:{first.port}"]
+    make_key_file(first.key)
+    key = ["--cluster-key-file", str(first.key)]
     async with (
-        first.running(*listen, "--advertise", "127.0.0.1"),
-        second.running("--listen", f"{ANY}:{second.port}", "--join", first.listen),
+        first.running(*key, "--listen", f"{ANY}:{first.port}", "--advertise", "127.0.0.1"),
+        second.running(*key, "--listen", f"{ANY}:{second.port}", "--join", first.listen),
     ):
         await second.wait_members("node-1", "node-2")
         await first.wait_members("node-1", "node-2")
@@ -239,11 +242,19 @@ async def test_a_peer_on_all_addresses_tells_others_one_at_which_it_is_reached(
 
 
 @within(60)
+async def test_a_peer_that_others_can_reach_needs_a_key(machines: tuple[Machine, Machine]) -> None:
+    first, _ = machines
+    for options in (["--listen", f"{ANY}:{first.port}"], ["--facade", f"{ANY}:{first.port + 2}"]):
+        assert "minidfs keygen FILE" in await first.refused(*options, "--advertise", "127.0.0.1")
+
+
+@within(60)
 async def test_without_others_the_advertised_address_is_that_towards_elsewhere(
     machines: tuple[Machine, Machine],
 ) -> None:
     first, _ = machines
-    listen = ["--listen", f"{ANY}:{first.port}"]
+    make_key_file(first.key)
+    listen = ["--listen", f"{ANY}:{first.port}", "--cluster-key-file", str(first.key)]
     if not own_address():
         assert "say it with --advertise HOST" in await first.refused(*listen)
         return
@@ -287,12 +298,14 @@ async def two_namespaces() -> AsyncIterator[tuple[str, str]]:
 @pytest.mark.parametrize("wildcard", [False, True])
 @within(90)
 async def test_peers_on_two_machines_find_each_other_and_replicate(wildcard: bool, tmp_path: Path) -> None:
+    make_key_file(tmp_path / "key")
     async with two_namespaces() as namespaces, trio.open_nursery() as nursery:
         places = [(name, f"10.77.0.{number}") for number, name in enumerate(namespaces, 1)]
         for number, (name, host) in enumerate(places, 1):
             machine = Machine(tmp_path, f"node-{number}", 8001)
             listen = f"{ANY if wildcard else host}:8001"
-            options = ["--listen", listen, *(["--join", "10.77.0.1:8001"] if number == 2 else [])]
+            options = ["--listen", listen, "--cluster-key-file", str(tmp_path / "key")]
+            options += ["--join", "10.77.0.1:8001"] if number == 2 else []
             command = ["ip", "netns", "exec", name, *machine.command(*options)]
             nursery.start_soon(_run_until_cancelled, command, machine.log)
 

@@ -472,12 +472,13 @@ async def test_a_folder_that_cannot_be_made_is_said_in_one_line(stage: Stage) ->
 
 def test_a_real_peer_is_told_its_addresses_all_others_and_the_cluster(tmp_path: Path) -> None:
     layout = Layout(cluster_id="ab" * 16, nodes=3, base_port=8001, facade_port=8080)
-    command = serve_command(layout, "node-2", tmp_path)
+    command = serve_command(layout, "node-2", tmp_path / "node-2")
     assert command[0] == sys.executable
     assert " ".join(command[1:]) == (
         "-P -m peer serve --id node-2 --listen 127.0.0.1:8002 --advertise 127.0.0.1:8002 --no-rejoin"
         " --facade 127.0.0.1:8080"
-        f" --join 127.0.0.1:8001 --join 127.0.0.1:8003 --cluster-id {'ab' * 16} --data {tmp_path}"
+        f" --join 127.0.0.1:8001 --join 127.0.0.1:8003 --cluster-id {'ab' * 16}"
+        f" --cluster-key-file {tmp_path / 'cluster.key'} --data {tmp_path / 'node-2'}"
     )
 
 

@@ -12,10 +12,9 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import BLOBS, DATAGRAMS, JUNK, REQUESTS
-from worlds import converged, everywhere, get, here, in_world, others, put, services
+from worlds import converged, everywhere, get, here, in_world, others, peer_asks, put, sealed, services
 
 from peer.config import Address
-from peer.gossip.client import CLUSTER_HEADER
 from protocol import codec, messages
 from protocol.datagrams import Datagram, Ping, encode_datagram
 from protocol.identity import Eviction, Member, NodeId
@@ -28,8 +27,7 @@ few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, Hea
 
 
 async def post(world: World, path: str, body: bytes) -> int:
-    headers = {CLUSTER_HEADER: others(world, "node-1").cluster_id}
-    status = (await world.request("node-1", "POST", path, content=body, headers=headers)).status_code
+    status = (await peer_asks(world, "node-1", "POST", path, body)).status_code
     assert status in (200, 400, 403, 413, 503), status
     return status
 
@@ -94,14 +92,13 @@ def test_datagrams_that_say_absurd_things_do_no_harm(datagrams: list[Datagram], 
                     for rumor in datagram.rumors
                     if not isinstance(rumor, Eviction)
                 )
-                services(world, "node-1").gossip._hear(
-                    encode_datagram(
-                        others(world, "node-1").cluster_id, replace(datagram, sender=sender, rumors=rumors)
-                    ),
-                    NOBODY,
-                )
+                said = replace(datagram, sender=sender, rumors=rumors)
+                raw = encode_datagram(others(world, "node-1").cluster_id, said)
+                gossip = services(world, "node-1").gossip
+                assert not gossip._hear(sealed(world, "node-1", raw), NOBODY)
         for blob in blobs:
-            services(world, "node-1").gossip._hear(blob, NOBODY)
+            assert not services(world, "node-1").gossip._hear(blob, NOBODY)
+            assert not services(world, "node-1").gossip._hear(sealed(world, "node-1", blob), NOBODY)
         await trio.sleep(5)
         assert [member.node_id for member in membership.members()] == ["node-1", "node-2"]
         await assert_well(world)
@@ -135,7 +132,7 @@ def test_who_cannot_be_understood_is_named_once(caplog: pytest.LogCaptureFixture
     async def scenario(world: World) -> None:
         before = len(caplog.records)
         for _ in range(5):
-            services(world, "node-1").gossip._hear(raw, NOBODY)
+            services(world, "node-1").gossip._hear(sealed(world, "node-1", raw), NOBODY)
         (record,) = caplog.records[before:]
         assert record.message.startswith("127.0.0.1:9 is not understood: ")
         assert said in record.message

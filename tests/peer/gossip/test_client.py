@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 
-from peer.gossip.client import REQUESTS_PER_PEER_MAX, SENTENCE_CHARS_MAX, PeerClient, PeerUnreachable, said_in
+from peer.gossip.client import REQUESTS_PER_PEER_MAX, PeerClient, PeerUnreachable
+from peer.gossip.requests import ANSWER_HEADER, PROOF_HEADER, SENTENCE_CHARS_MAX, PeerRequests, said_in
 from peer.world.system import SystemEnv
 from protocol.identity import Member, NodeId
+from protocol.keyring import MAC_BYTES, OPEN
+from protocol.sessions import Proof, Sessions, hash_of
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_a_refusal_is_told_in_its_own_sentence_or_by_its_status(body: bytes, sai
 def test_an_address_that_can_be_none_is_unreachable_and_no_other_error(address: str, tmp_path: Path) -> None:
     async def main() -> None:
         with trio.fail_after(20):
-            client = PeerClient(SystemEnv(tmp_path), "0" * 32, "node-1")
+            client = client_of(tmp_path)
             with pytest.raises(PeerUnreachable):
                 await client.health(address)
             with pytest.raises(PeerUnreachable):
@@ -44,6 +49,18 @@ def test_an_address_that_can_be_none_is_unreachable_and_no_other_error(address: 
             await client.aclose()
 
     trio.run(main)
+
+
+def client_of(data: Path) -> PeerClient:
+    """A peer's client, in the real world."""
+    return PeerClient(PeerRequests(SystemEnv(data), Sessions(OPEN, Random()), {}), "0" * 32)
+
+
+def proven_answer(request: bytes) -> bytes:
+    """An empty answer, proven as peers do."""
+    field = request.partition(f"{PROOF_HEADER}: ".encode())[2].partition(b"\r\n")[0].decode()
+    proof = Proof(OPEN.keys[0], b64decode(field)[-MAC_BYTES:], field, hash_of(b""))
+    return f"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{ANSWER_HEADER}: {proof.of_answer(200, b'')}\r\n\r\n".encode()
 
 
 CANCELLATIONS, CANCELLED_LATER_S = 30, 0.002
@@ -55,13 +72,13 @@ def test_cancelled_requests_cost_no_place_and_no_connection(tmp_path: Path) -> N
 
     async def serve(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
-            while await stream.receive_some():
+            while request := await stream.receive_some():
                 if not stalls.is_set():
                     await stalls.wait()
-                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                await stream.send_all(proven_answer(request))
 
     async def main() -> None:
-        client = PeerClient(SystemEnv(tmp_path), "0" * 32, "node-1")
+        client = client_of(tmp_path)
         async with trio.open_nursery() as nursery:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, serve, [listener])

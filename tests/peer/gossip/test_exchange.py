@@ -279,7 +279,7 @@ def test_a_crash_in_the_middle_of_taking_over_a_whole_state_does_no_harm() -> No
                 nursery.start_soon(world.start, "node-2")
                 with trio.fail_after(60):
                     while rows(world, "node-2", "SELECT count(*) FROM incoming") == [(0,)]:  # noqa: ASYNC110  (a row, not a task, is waited for)
-                        await trio.sleep(0.0002)
+                        await trio.sleep(0.00002)
                 await trio.sleep(0.001 * step)
                 nursery.cancel_scope.cancel()
             await world.crash("node-2")

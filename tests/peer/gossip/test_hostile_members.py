@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, in_world, others, put, services
+from worlds import converged, everywhere, in_world, others, peer_asks, put, services
 
 from protocol import messages
 from protocol.identity import Member, NodeId, Status
@@ -46,7 +46,7 @@ def test_a_member_at_an_address_that_can_be_none_ends_no_peer(address: str) -> N
 
 async def tell(world: World, name: str, cluster_id: str, *members: Member) -> int:
     body = messages.encode_joined(cluster_id, members)
-    return (await world.request(name, "POST", "/peer/join", content=body)).status_code
+    return (await peer_asks(world, name, "POST", "/peer/join", body)).status_code
 
 
 def test_who_brings_members_must_name_the_cluster() -> None:

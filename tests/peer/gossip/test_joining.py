@@ -32,7 +32,7 @@ class Others:
         monkeypatch.setattr(joining, "join", self.join)
 
     async def join(
-        self, _env: object, address: Address, cluster_id: str, me: Member | None
+        self, _requests: object, address: Address, cluster_id: str, me: Member | None
     ) -> tuple[str, tuple[Member, ...]]:
         await trio.lowlevel.checkpoint()
         self.asked += 1
@@ -49,8 +49,8 @@ def in_time(main: Any) -> Any:
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def env() -> Any:
-    return SimpleNamespace(clock=SimpleNamespace(now=trio.current_time))
+ASKING: Any = (None, SimpleNamespace(now=trio.current_time))
+"""Requests, which nobody makes here, and a clock."""
 
 
 def settle(others: Others, known: str | None, *, knows_others: bool = False, rejoin: bool = False) -> str | None:
@@ -59,7 +59,7 @@ def settle(others: Others, known: str | None, *, knows_others: bool = False, rej
 
     async def main() -> str | None:
         with trio.move_on_after(600):
-            return await joining.settle_cluster(env(), (A, B), known, knows_others=knows_others, rejoin=rejoin)
+            return await joining.settle_cluster(*ASKING, (A, B), known, knows_others=knows_others, rejoin=rejoin)
         return None
 
     found: str | None = in_time(main)
@@ -116,7 +116,7 @@ def test_who_waits_says_so_once_and_then_every_five_minutes(
 
     async def main() -> None:
         with trio.move_on_after(2.5 * REMIND_S):
-            await joining.settle_cluster(env(), (A,), None, knows_others=False, rejoin=False)
+            await joining.settle_cluster(*ASKING, (A,), None, knows_others=False, rejoin=False)
 
     in_time(main)
     assert others.asked > 2 * REMIND_S
@@ -132,7 +132,7 @@ def announced(others: Others, answers_later: dict[Address, str | None], *, ends:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                joining.announce, env(), (A,), peers, lambda members: None, failures.append if ends else None
+                joining.announce, *ASKING, (A,), peers, lambda members: None, failures.append if ends else None
             )
             await trio.sleep(60)
             others.answers = answers_later

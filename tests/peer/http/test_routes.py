@@ -10,17 +10,20 @@ from datetime import timedelta
 from email import message_from_bytes
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, heal, here, holders, in_world, others, part, pending, put, services
+from worlds import converged, everywhere, heal, here, holders, in_world, others, part, peer_asks, pending, put, services
 
 from peer.config import Address, Config
 from peer.http.app import make_app
 from peer.pace import Pace
 from protocol import codec
+from protocol.keyring import OPEN, Keyring
+from protocol.sessions import Sessions
 from sim.world import World
 
 CONTENT = bytes(range(256)) * 40
@@ -653,7 +656,7 @@ def test_a_refused_method_is_told_all_that_are_allowed(path: str, allowed: str) 
         "/nodes/node-1/recover", 405),
         ("PATCH", "/files/register", 405), ("POST", "/replication-queue", 405), ("GET", "/upload", 405),
         ("OPTIONS", "/files", 405),
-        ("GET", "/peer/exchange", 405), ("POST", "/nodes/nobody/recover", 404), ("POST", "/nodes/%20/recover", 404),
+        ("GET", "/peer/exchange", 401), ("POST", "/nodes/nobody/recover", 404), ("POST", "/nodes/%20/recover", 404),
         ("GET", "/files/register", 404), ("GET", "/files/unknown", 404), ("DELETE", "/files/unknown", 404),
     ],
 )  # fmt: skip
@@ -674,8 +677,11 @@ def test_what_is_not_there_is_said_in_the_shape_of_every_error(method: str, path
 )  # fmt: skip
 def test_peers_of_other_clusters_and_other_clients_are_kept_out(method: str, path: str) -> None:
     async def scenario(world: World) -> None:
-        for headers in ({}, {"x-minidfs-cluster": "another"}):
-            assert_error(await ask(world, method, path, headers=headers), 403)
+        cluster = {"x-minidfs-cluster": others(world, "node-1").cluster_id}
+        for headers in ({}, cluster, {**cluster, "x-minidfs-proof": "AAAA"}):
+            assert_error(await ask(world, method, path, headers=headers), 401)
+        assert_error(await peer_asks(world, "node-1", method, path, keyring=Keyring([bytes(31) + b"1"])), 401)
+        assert_error(await peer_asks(world, "node-1", method, path, x_minidfs_cluster="another"), 403)
         assert world.machines["node-1"].platter.files == {}
 
     alone(scenario)
@@ -683,30 +689,26 @@ def test_peers_of_other_clusters_and_other_clients_are_kept_out(method: str, pat
 
 def test_what_peers_send_is_checked() -> None:
     async def scenario(world: World) -> None:
-        headers = {"x-minidfs-cluster": others(world, "node-1").cluster_id}
-
-        async def peer_asks(method: str, path: str, content: bytes = b"") -> httpx.Response:
-            return await ask(world, method, path, content=content, headers=headers)
+        async def asked(method: str, path: str, content: bytes = b"") -> httpx.Response:
+            return await peer_asks(world, "node-1", method, path, content)
 
         for junk in (b"", b"junk", b"\x90", b"\xc1", b"\x91" * 5000, b"\xdd\xff\xff\xff\xff"):
-            assert_error(await peer_asks("POST", "/peer/exchange", junk), 400)
-            assert_error(await peer_asks("POST", "/peer/join", junk), 400)
+            assert_error(await asked("POST", "/peer/exchange", junk), 400)
+            assert_error(await asked("POST", "/peer/join", junk), 400)
             if junk != b"\x90":
-                assert_error(await peer_asks("POST", "/peer/chunks", junk), 400)
+                assert_error(await asked("POST", "/peer/chunks", junk), 400)
         too_many = codec.pack([bytes(32)] * 1025)
         for path in ("/peer/chunks", "/peer/chunks/renew", "/peer/chunks/withdraw"):
-            assert_error(await peer_asks("POST", path, too_many), 400)
-        assert codec.unpack((await peer_asks("POST", "/peer/chunks/renew", codec.pack([bytes(32)]))).content) == [
-            bytes(32)
-        ]
-        assert_error(await peer_asks("GET", f"/peer/chunks/{'00' * 32}?put=junk"), 400)
-        assert_error(await peer_asks("GET", f"/peer/chunks/{'00' * 32}?put=c0"), 400)
+            assert_error(await asked("POST", path, too_many), 400)
+        assert codec.unpack((await asked("POST", "/peer/chunks/renew", codec.pack([bytes(32)]))).content) == [bytes(32)]
+        assert_error(await asked("GET", f"/peer/chunks/{'00' * 32}?put=junk"), 400)
+        assert_error(await asked("GET", f"/peer/chunks/{'00' * 32}?put=c0"), 400)
         for name in ("x", "00", "zz" * 32, "0" * 63, "%20" + "0" * 62):
-            assert_error(await peer_asks("GET", f"/peer/chunks/{name}"), 400)
-            assert_error(await peer_asks("PUT", f"/peer/chunks/{name}", b"x"), 400)
-        assert_error(await peer_asks("GET", "/peer/chunks/" + "0" * 64), 404)
-        assert_error(await peer_asks("PUT", "/peer/chunks/" + "0" * 64, b"other bytes" * 200), 400)
-        assert_error(await peer_asks("PUT", "/peer/chunks/" + "0" * 64, b"x" * 5000), 413)
+            assert_error(await asked("GET", f"/peer/chunks/{name}"), 400)
+            assert_error(await asked("PUT", f"/peer/chunks/{name}", b"x"), 400)
+        assert_error(await asked("GET", "/peer/chunks/" + "0" * 64), 404)
+        assert_error(await asked("PUT", "/peer/chunks/" + "0" * 64, b"other bytes" * 200), 400)
+        assert_error(await asked("PUT", "/peer/chunks/" + "0" * 64, b"x" * 5000), 413)
         assert world.machines["node-1"].platter.files == {}
         assert services(world, "node-1").gossip.datagrams_dropped == 0
 
@@ -727,7 +729,10 @@ def test_health_is_liveness_and_a_peer_that_has_not_joined_says_503_elsewhere() 
     config = Config(node_id="node-7", listen=Address("127.0.0.1", 1), data=Path(), hostname="here")
 
     async def main() -> None:
-        transport = httpx.ASGITransport(make_app(config, "1.2.3", StoppedClock(), lambda: None, Pace(lambda: 0.0)))
+        sessions = Sessions(OPEN, Random(1))
+        transport = httpx.ASGITransport(
+            make_app(config, "1.2.3", StoppedClock(), lambda: None, Pace(lambda: 0.0), sessions)
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             health = await client.get("/health")
             assert health.json() == {
@@ -738,8 +743,7 @@ def test_health_is_liveness_and_a_peer_that_has_not_joined_says_503_elsewhere() 
                 ("GET", "/health/ready"), ("GET", "/files"), ("POST", "/files"), ("GET", "/files/k"), ("DELETE",
                 "/files/k"),
                 ("POST", "/files/register"), ("GET", "/nodes"), ("GET", "/nodes/check"), ("POST", "/nodes/a/recover"),
-                ("GET", "/replication-queue"), ("POST", "/peer/exchange"), ("POST", "/peer/join"), ("GET",
-                "/peer/snapshot"),
+                ("GET", "/replication-queue"),
             ]:  # fmt: skip
                 assert_error(await client.request(method, path), 503)
 

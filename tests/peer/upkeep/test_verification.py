@@ -7,9 +7,8 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from worlds import converged, everywhere, get, here, in_world, put, rows, services
+from worlds import converged, everywhere, get, here, in_world, peer_asks, put, rows, services
 
-from peer.gossip.client import CLUSTER_HEADER
 from peer.gossip.whole_state import Reason
 from peer.upkeep.verification import Verification
 from protocol.identity import NodeId
@@ -44,8 +43,7 @@ def test_until_rows_are_looked_over_a_peer_serves_and_neither_gives_nor_takes_a_
             assert (await world.request("node-1", "GET", "/health/ready")).json()["verified"] is False
             assert await get(world, "node-1", "k") == b"content"
             await put(world, "node-1", "new", b"more")
-            cluster = {CLUSTER_HEADER: services(world, "node-1").others.cluster_id}
-            refused = await world.request("node-1", "GET", "/peer/snapshot", headers=cluster)
+            refused = await peer_asks(world, "node-1", "GET", "/peer/snapshot")
             assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
             with trio.move_on_after(20) as limit:
                 await services(world, "node-1").whole_states.fetch(NodeId("node-2"), Reason.BEHIND)
@@ -55,7 +53,7 @@ def test_until_rows_are_looked_over_a_peer_serves_and_neither_gives_nor_takes_a_
         await here(world, "node-1").verified.wait()
         await services(world, "node-1").ready.wait()
         assert (await world.request("node-1", "GET", "/health/ready")).json()["verified"] is True
-        given = await world.request("node-1", "GET", "/peer/snapshot", headers=cluster)
+        given = await peer_asks(world, "node-1", "GET", "/peer/snapshot")
         assert given.status_code == httpx.codes.OK
 
     in_world(scenario, peers=2)

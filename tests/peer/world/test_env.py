@@ -664,9 +664,9 @@ def test_whole_requests_and_answers_arrive_as_they_were_sent(kind: str, tmp_path
         ]:
             answer = await ask(target, content, method=method)
             said = f"{method} {expected} {len(content)} {hashlib.sha256(content).hexdigest()}"
-            assert answer == HttpAnswer(200, said.encode())
-        assert await ask("/teapot") == HttpAnswer(418, b"{}")
-        assert await ask("/nothing") == HttpAnswer(204, b"")
+            assert answer[:2] == (200, said.encode())
+        assert (await ask("/teapot"))[:2] == (418, b"{}")
+        assert (await ask("/nothing"))[:2] == (204, b"")
         assert (await ask("/stream/300")).content == b"".join(b"%d," % number for number in range(300))
         assert len((await ask("/large")).content) == 8 * MIB
         assert (await ask("/dies%20early")).status == 500
