@@ -97,6 +97,8 @@ class Config:
     """Between two rounds of probes, in each of which one other peer is asked whether it is there."""
     down_after_s: float = 2.5
     """A suspect has at least so long to answer for itself before it is taken for down; longer among more than ten."""
+    out_after_s: float = 600.0
+    """One that was down for so long is out: others hold its share, until it is back."""
     target_timeout_s: float = 1.0
     """An upload's target, or a peer asked before a delete, that makes no progress for this long counts as failed."""
     durability: str = "fsync"

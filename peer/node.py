@@ -33,12 +33,13 @@ from peer.pace import Pace
 from peer.store.chunks import ChunkStore
 from peer.store.database import Database, meta_value, set_meta_value
 from peer.store.holding import DAMAGED, PINNED_FOR, Holding
-from peer.store.members import load_evictions, load_members, load_ranks, save_members
+from peer.store.members import load_evictions, load_members, load_out, load_ranks, save_members
 from peer.store.space import Space
 from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
 from peer.upkeep.inventory import Inventory
 from peer.upkeep.lag import LoopLag
+from peer.upkeep.leaving import Leaving
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import DeficitWatch, Repair
 from peer.upkeep.verification import Verification
@@ -246,9 +247,10 @@ class Node:
         here.pinned_for = database.look_up(lambda connection: meta_value(connection, PINNED_FOR))
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
         known = MemberList(me, database.look_up(load_evictions))
-        timing = Timing(config.probe_interval_s, config.down_after_s)
-        membership = Membership(known, members, timing, life, env.chance("probing"))
-        placement.follow(known.members())
+        timing = Timing(config.probe_interval_s, config.down_after_s, config.out_after_s)
+        out = database.look_up(load_out)
+        membership = Membership(known, members, timing, life, env.chance("probing"), out)
+        placement.follow(known.placed())
         await chunks.open()
         client = PeerClient(self._requests, cluster_id)
         return here, Peers(me.node_id, cluster_id, known, placement, client, self._pace), membership
@@ -263,7 +265,8 @@ class Node:
         lives = [member.incarnation for member in members if member.node_id == self.config.node_id]
         joined = [member.joined for member in members if member.node_id == self.config.node_id]
         node_id, incarnation = NodeId(self.config.node_id), max(lives, default=0) + 1
-        me = Member(node_id, str(self.advertised), incarnation, joined=max(joined, default=0))
+        drains = any(member.is_draining for member in members if member.node_id == self.config.node_id)
+        me = Member(node_id, str(self.advertised), incarnation, "", max(joined, default=0), drains)
         save_members(store, (me,))
         return me, members
 
@@ -279,6 +282,7 @@ class Node:
         deliveries = Deliveries(env, config, here, others, exchanger)
         repair = Repair(env, config, here, others, exchanger, fetching)
         anti_entropy = AntiEntropy(env, config, here, others, exchanger, repair)
+        leaving = Leaving(here, others, exchanger, gossip)
         loop_lag = LoopLag(env.clock, config.loop_look_s)
         maintenance = (repair, DeficitWatch(here, repair), anti_entropy, here.chunks.collector, self.space)
         return Services(
@@ -302,9 +306,10 @@ class Node:
             anti_entropy=anti_entropy,
             verification=Verification(env, here, others, exchanger),
             inventory=Inventory(env, here),
+            leaving=leaving,
             loop_lag=loop_lag,
             keeper=self.keeper,
-            workers=(exchanger, forks, *maintenance, loop_lag),
+            workers=(exchanger, forks, *maintenance, leaving, loop_lag),
         )
 
     def _on_doubled(self, address: str) -> None:
@@ -316,7 +321,11 @@ class Node:
         )
 
     def _on_evicted(self) -> None:
-        """An operator removed this peer for good."""
+        """This peer was removed for good: by an operator, or because it has left."""
+        if self.services is not None and self.services.here.is_closed:
+            log.info("this peer has left its cluster")
+            self.stop()
+            return
         self._fail(
             Removed(f"{self.config.node_id} was removed from its cluster; add --join and --rejoin to join again")
         )

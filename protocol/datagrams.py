@@ -26,9 +26,9 @@ RUMORS_BYTES_MAX = 700
 
 @dataclass(frozen=True, slots=True)
 class Accusation:
-    """A peer takes the member, in the life of this incarnation, for suspect or down.
+    """A peer takes the member, in the life of this incarnation, for suspect, down or out.
 
-    A record of a higher incarnation refutes it; of two for one incarnation that of being down counts.
+    A record of a higher incarnation refutes it; of two for one incarnation the graver counts.
     """
 
     node_id: NodeId
@@ -110,7 +110,7 @@ class _Kind(IntEnum):
     GOSSIP = 5
 
 
-_STATUSES = (Status.SUSPECT, Status.DOWN)
+_STATUSES = (Status.SUSPECT, Status.DOWN, Status.OUT)
 _RECORD, _EVICTION = len(_STATUSES), len(_STATUSES) + 1
 
 

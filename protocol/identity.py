@@ -72,6 +72,8 @@ class Member:
     zone: str = ""
     joined: int = 0
     """How often it was removed for good and came back; it stays the same while the incarnation rises."""
+    is_draining: bool = False
+    """It is about to leave: it serves what it has, and others are to hold it in its place."""
 
 
 class Eviction(NamedTuple):
@@ -82,11 +84,16 @@ class Eviction(NamedTuple):
 
 
 class Status(Enum):
-    """What is believed of a peer."""
+    """What is believed of a peer, or said of it."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
     DOWN = "down"
+    OUT = "out"
+    """Only said, of one that was down for long: it is believed to be down, and others hold its share meanwhile."""
+
+
+BELIEFS = (Status.ALIVE, Status.SUSPECT, Status.DOWN)
 
 
 class Life(NamedTuple):

@@ -48,7 +48,14 @@ class Rejoin:
     """This peer was removed for good, and joins again."""
 
 
-Event = Tick | Received | Learned | Doubted | Evict | Rejoin
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """This peer is to leave, when others have what it holds; or it stays after all."""
+
+    leaves: bool
+
+
+Event = Tick | Received | Learned | Doubted | Evict | Rejoin | Drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class SetTimer:
 
 @dataclass(frozen=True, slots=True)
 class MemberChanged:
-    """Keep this record of a member on disk: it is new, it is elsewhere, or it is our own."""
+    """Keep this on disk: a member is new, elsewhere, on its way out or back, or it is we."""
 
     member: Member
 

@@ -5,7 +5,7 @@ Of each it is three maxima, so that the order in which things are heard does not
 | of a member       | the greater is                       | says                                          |
 | ----------------- | ------------------------------------ | --------------------------------------------- |
 | its own record    | that of the higher incarnation       | where it is; only the member itself writes it |
-| an accusation     | by (incarnation, down over suspect)  | void once the record's incarnation is higher  |
+| an accusation     | by incarnation, then by gravity      | void once the record's incarnation is higher  |
 | an eviction       | by how often it had joined           | void once it has joined once more             |
 
 and what this peer found out by itself and tells nobody: whether the member has answered at all, and since when not.
@@ -67,9 +67,15 @@ class Peer:
     def believed(self) -> Status:
         """What follows from the rest."""
         accusation = self.standing
-        if not self.is_up:
+        if not self.is_up or self.is_out:
             return Status.DOWN
         return accusation.status if accusation else Status.ALIVE
+
+    @property
+    def is_out(self) -> bool:
+        """Whether others hold its share for as long as it does not refute that it is gone."""
+        accusation = self.standing
+        return accusation is not None and accusation.status is Status.OUT
 
     def is_unanswered(self, now: float, for_s: float) -> bool:
         """Whether it has not answered us for so long."""
@@ -88,8 +94,11 @@ class Peer:
         self.latency_s = round_trip_s if known is None else known + LATENCY_WEIGHT * (round_trip_s - known)
 
 
-def _gravity(accusation: Accusation) -> tuple[int, bool]:
-    return accusation.incarnation, accusation.status is Status.DOWN
+_GRAVITIES = (Status.SUSPECT, Status.DOWN, Status.OUT)
+
+
+def _gravity(accusation: Accusation) -> tuple[int, int]:
+    return accusation.incarnation, _GRAVITIES.index(accusation.status)
 
 
 class MemberList:
@@ -159,7 +168,7 @@ class MemberList:
         """Let an accusation stand."""
         self._digest = None
         peer.accusation = accusation
-        if accusation.status is Status.DOWN:
+        if accusation.status is not Status.SUSPECT:
             peer.is_up = False
 
     def judge(self, peer: Peer, now: float) -> bool:
@@ -186,6 +195,17 @@ class MemberList:
         """All members with this peer among them, by node id."""
         everyone = {self.me.node_id: self.me} | {node_id: peer.member for node_id, peer in self.peers.items()}
         return tuple(member for _, member in sorted(everyone.items()))
+
+    def placed(self) -> tuple[Member, ...]:
+        """Those that files are placed on, by node id: not who is out or leaves, unless nobody else is there."""
+        members = self.members()
+        staying = [member for member in members if not member.is_draining and not self.is_out(member.node_id)]
+        return tuple(staying) or members
+
+    def is_out(self, node_id: NodeId) -> bool:
+        """Whether a peer was down for so long that others hold its share."""
+        peer = self.peers.get(node_id)
+        return peer is not None and peer.is_out
 
     def member(self, node_id: NodeId) -> Member | None:
         """The record of a member."""
@@ -236,7 +256,7 @@ class MemberList:
         if self._digest is None:
             total = hashlib.blake2b(digest_size=DIGEST_BYTES)
             for member, status in self._entries():
-                told = None if status is None else status is Status.DOWN
+                told = status.value if status in (Status.DOWN, Status.OUT) else status is not None
                 total.update(repr((member, told)).encode())
             total.update(repr(self.evictions).encode())
             self._digest = total.digest()

@@ -14,14 +14,16 @@ refutes in time, by a higher incarnation, lives; one that does not is down:
 | any      | it is on another peer's list as down                     | suspect at most  | that may be long ago |
 | not down | it has long not answered us, though others               | down             | nobody is told       |
 | down     | it answers a knock, and is not accused any more          | alive            | logs are exchanged   |
+| down     | for ten minutes, and helpers do not reach it either      | down, and out    | others get its share |
+| out      | its record of a higher incarnation comes                 | as it answers us | it gets it back      |
 
-What is found out travels as rumors on datagrams sent anyway. All this steers requests only and moves no data.
+What is found out travels as rumors on datagrams sent anyway. It steers requests and moves no data, but for who is out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -41,6 +43,7 @@ from protocol.identity import Eviction, Life, Member, NodeId, Status
 from protocol.member_events import (
     Doubled,
     Doubted,
+    Drain,
     Effect,
     Event,
     Evict,
@@ -84,6 +87,11 @@ KNOCK_SHARE = 8
 """Who has been silent for so many times a while is knocked at again after that while."""
 KNOCK_S_MAX = 5.0
 
+ACCUSERS_OF_OUT = 3
+"""So many peers have to have got no answer before one is out, or all that there are."""
+FROZEN_SHARE = 1 / 3
+"""While more of the cluster looks down, nobody is out: it is cut in two, or it is we that are cut off."""
+
 DEAF_TIMES = 2
 """The shortest suspicion: who has not answered us for so long is down to us, though it may be up to others."""
 
@@ -124,7 +132,14 @@ class _GossipDue:
     """Tell some peers what there is to tell."""
 
 
-_Timer = _RoundDue | _Unanswered | _NackDue | _SuspicionEnds | _GossipDue
+@dataclass(frozen=True, slots=True)
+class _BallotEnds:
+    """Helpers had time to say whether they reach one that was down for long."""
+
+    number: int
+
+
+_Timer = _RoundDue | _Unanswered | _NackDue | _SuspicionEnds | _GossipDue | _BallotEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +150,24 @@ class Timing:
     """Between two rounds, in each of which one other peer is probed."""
     suspicion_s: float = 2.5
     """So long a suspect has to refute at the least, in a cluster of up to ten; longer in larger ones."""
+    out_s: float = 600.0
+    """So long one has to be down, without a word, before others are given its share."""
     is_lifeguard: bool = True
     """False is SWIM alone, to compare with: no local health, no shrinking suspicion, no accusation told the suspect
     first, no patience with late timers."""
 
 
 class Membership:
-    """Keeps the member list of one peer. `members` are those it knew when it last stopped."""
+    """Keeps the member list of one peer. `members` are those it knew when it last stopped, some of them `out`."""
 
     def __init__(
-        self, known: MemberList, members: Iterable[Member], timing: Timing, life: Life, chance: Random
+        self,
+        known: MemberList,
+        members: Iterable[Member],
+        timing: Timing,
+        life: Life,
+        chance: Random,
+        out: Container[NodeId] = (),
     ) -> None:
         self.known = known
         self.health = LocalHealth()
@@ -166,8 +189,9 @@ class Membership:
         self._wake_at = -math.inf
         self._judges_from = -math.inf
         for member in members:
-            if member.node_id != known.me.node_id:
-                self._add(member)
+            peer = self._add(member) if member.node_id != known.me.node_id else None
+            if peer is not None and member.node_id in out:
+                known.accuse(peer, Accusation(member.node_id, member.incarnation, Status.OUT, known.me.node_id))
 
     @property
     def me(self) -> Member:
@@ -189,20 +213,27 @@ class Membership:
                 effects = self._on_evict(node_id, now)
             case Rejoin():
                 effects = self._on_rejoin(now)
+            case Drain(leaves):
+                effects = self._on_drain(now, leaves=leaves)
         return [*effects, *self._set_timer(now)]
 
     # --- time ---
 
     def _on_tick(self, now: float) -> list[Effect]:
         self._wake_at = -math.inf
+        effects: list[Effect] = []
         if not self._has_begun:
             self._has_begun = True
             self._timers.set(now, _RoundDue())
+            if self.known.eviction_of(self.me) is not None:
+                effects.append(Evicted())
         late_s = now - self._timers.next_at
         if late_s > LATE_S and self._timing.is_lifeguard:
             self._judges_from = now + max(HELD_UP_S, min(late_s, HELD_UP_S_MAX))
             self.health.worse()
-        return [effect for timer in self._timers.due(now) for effect in self._on_timer(timer, now)]
+        for timer in self._timers.due(now):
+            effects += self._on_timer(timer, now)
+        return effects
 
     def _set_timer(self, now: float) -> list[Effect]:
         at = self._timers.next_at
@@ -223,6 +254,8 @@ class Membership:
                 return self._end_suspicion(node_id, now)
             case _GossipDue():
                 return self._gossip(now)
+            case _BallotEnds(number):
+                return self._end_ballot(number, now)
 
     # --- probing ---
 
@@ -306,7 +339,11 @@ class Membership:
                 del self._unreached[node_id]
             elif knocked < KNOCKS_MAX and now - peer.asked_at >= self._knock_pause_s(peer, now):
                 knocked += 1
-                effects.append(self._ask(node_id, now)[1])
+                number, ping = self._ask(node_id, now)
+                effects.append(ping)
+                if self._may_be_out(peer, now):
+                    self._timers.set(now + self._timing.round_s * TIMEOUT_SHARE, _Unanswered(number))
+                    self._timers.set(now + self._timing.round_s, _BallotEnds(number))
                 # To the end of the line.
                 del self._unreached[node_id]
                 self._unreached[node_id] = None
@@ -317,6 +354,28 @@ class Membership:
         silent_s = now - down_since if peer.status is Status.DOWN else 0.0
         # A hair less than a round, or rounding would make it every other one.
         return min(KNOCK_S_MAX, max(0.9 * self._timing.round_s, silent_s / KNOCK_SHARE))
+
+    # --- who is out ---
+
+    def _may_be_out(self, peer: Peer, now: float) -> bool:
+        """Whether others should get the share of a peer: not while so many look down that the fault may be ours."""
+        if peer.down_since is None or now - peer.down_since < self._timing.out_s or peer.is_out:
+            return False
+        if peer.status is not Status.DOWN or now < self._judges_from:
+            return False
+        others = [other for other in self.known.peers.values() if not other.is_out]
+        down = sum(other.status is Status.DOWN for other in others)
+        return down <= FROZEN_SHARE * (len(others) + 1)
+
+    def _end_ballot(self, number: int, now: float) -> list[Effect]:
+        """Let a peer be out, if it has answered neither us nor as many others as there can be, up to three in all."""
+        probe = self._probes.end(number)
+        if probe is None or probe.nacks + 1 < min(ACCUSERS_OF_OUT, self.known.up):
+            return []
+        peer = self.known.peers[probe.node_id]
+        if not self._may_be_out(peer, now):
+            return []
+        return self._accuse(Accusation(probe.node_id, peer.member.incarnation, Status.OUT, self.me.node_id), now)
 
     # --- hearing ---
 
@@ -442,6 +501,8 @@ class Membership:
             return []
         self.known.accuse(peer, heard)
         self._spread(heard, now)
+        if heard.status is Status.OUT:
+            return [*self._judge(heard.node_id, now), MemberChanged(peer.member)]
         if heard.status is Status.SUSPECT:
             others = self.known.up - 2 if self._timing.is_lifeguard else 0
             self._suspicions[heard.node_id] = Suspicion(heard.accuser, now, self._suspicion_s(), others)
@@ -466,7 +527,7 @@ class Membership:
             self._timers.set(self._judges_from, _SuspicionEnds(node_id))
             return []
         del self._suspicions[node_id]
-        if standing is None or standing.status is Status.DOWN:
+        if standing is None or standing.status is not Status.SUSPECT:
             return []
         return self._accuse(replace(standing, status=Status.DOWN, accuser=self.me.node_id), now)
 
@@ -514,10 +575,10 @@ class Membership:
             if peer is None:
                 return []
         else:
-            before = peer.member
+            before, was_out = peer.member, peer.is_out
             if not self.known.replace(peer, heard):
                 return []
-            changed = (before.address, before.zone) != (heard.address, heard.zone)
+            changed = replace(before, incarnation=heard.incarnation) != heard or was_out is not peer.is_out
         if is_passed_on:
             self._spread(heard, now)
         if is_said_up:
@@ -538,8 +599,9 @@ class Membership:
                 self._hear_up(peer)
                 effects += self._judge(member.node_id, now)
             elif status not in (Status.ALIVE, None):
-                # Being down may be long ago, and only whoever was asked just now knows.
-                effects += self._accuse(Accusation(member.node_id, member.incarnation, Status.SUSPECT, said_by), now)
+                # Being down may be long ago, and only whoever was asked just now knows; being out was looked into.
+                said = Status.OUT if status is Status.OUT else Status.SUSPECT
+                effects += self._accuse(Accusation(member.node_id, member.incarnation, said, said_by), now)
         return effects
 
     @staticmethod
@@ -563,8 +625,8 @@ class Membership:
     # --- members that are removed for good ---
 
     def _on_evict(self, node_id: NodeId, now: float) -> list[Effect]:
-        peer = self.known.peers.get(node_id)
-        return [] if peer is None else self._evict(Eviction(node_id, peer.member.joined), now)
+        member = self.known.member(node_id)
+        return [] if member is None else self._evict(Eviction(node_id, member.joined), now)
 
     def _evict(self, heard: Eviction, now: float) -> list[Effect]:
         if not self.known.evict(heard):
@@ -583,7 +645,15 @@ class Membership:
         eviction = self.known.eviction_of(self.me)
         if eviction is None:
             return []
-        self.known.become(replace(self.me, joined=eviction.joined + 1))
+        self.known.become(replace(self.me, joined=eviction.joined + 1, is_draining=False))
+        return self._become(self.me.incarnation + 1, now)
+
+    # --- leaving ---
+
+    def _on_drain(self, now: float, *, leaves: bool) -> list[Effect]:
+        if self.me.is_draining is leaves:
+            return []
+        self.known.become(replace(self.me, is_draining=leaves))
         return self._become(self.me.incarnation + 1, now)
 
     # --- another process with our id ---

@@ -32,7 +32,7 @@ SMALL_CHUNK_BYTES_MAX = 1024 * 1024
 STATUS_CHARS_MAX = 32
 ERROR_CHARS_MAX = 65_536
 
-_STATUSES = (None, Status.ALIVE, Status.SUSPECT, Status.DOWN)
+_STATUSES = (None, *Status)
 _RECOVERY_FIELDS = ("total", "success", "failed")
 
 
@@ -366,7 +366,7 @@ def _read_attempt(value: object) -> RepairAttempt:
 
 def member_fields(member: Member) -> list[object]:
     """A member as plain values."""
-    return [member.node_id, member.address, member.incarnation, member.zone, member.joined]
+    return [member.node_id, member.address, member.incarnation, member.zone, member.joined, member.is_draining]
 
 
 def members_fields(members: tuple[Member, ...]) -> list[object]:
@@ -376,13 +376,14 @@ def members_fields(members: tuple[Member, ...]) -> list[object]:
 
 def read_member(value: object) -> Member:
     """The member in plain values; raises MalformedMessage."""
-    node_id, address, incarnation, zone, joined = codec.read_list(value, 5)
+    node_id, address, incarnation, zone, joined, is_draining = codec.read_list(value, 6)
     return Member(
         codec.read_node_id(node_id),
         codec.read_text(address, ADDRESS_CHARS_MAX),
         codec.read_int(incarnation, INCARNATION_MAX),
         codec.read_text(zone, ZONE_CHARS_MAX),
         codec.read_int(joined, INCARNATION_MAX),
+        codec.read_bool(is_draining),
     )
 
 

@@ -15,6 +15,7 @@ from random import Random
 import httpx
 import trio
 
+from peer.node import Node
 from sim.disk import TOTAL_BYTES, Faults, Platter
 from sim.looks import chunks_of_puts_on, chunks_on, floors_on, good_chunks_on, puts_on, version_vector_on
 from sim.network import FAIR, Weather
@@ -28,6 +29,9 @@ NEWCOMERS = 3
 """Peers that join a world, at most."""
 FORK_S = 60.0
 """At most so long nothing else goes wrong after a machine was resumed."""
+
+STAY_TRIES, STAY_S = 20, 1.0
+"""How often those that are leaving are told to stay, in the end."""
 
 OnLost = Callable[[str], None]
 """Is told of a peer whose disk is not what it was."""
@@ -69,6 +73,7 @@ class FaultMaker:
             "clock": self._set_clock,
             "join": self._join,
             "evict": self._evict,
+            "leave": self._leave,
         }
         self._peers = len(world.machines)
         for machine in world.machines.values():
@@ -105,7 +110,9 @@ class FaultMaker:
             for other in self._world.machines:
                 self._mend(name, other)
             self._world.resume(name)
-        return [name for name in self._world.machines if not await self._world.try_start(name)]
+        unable = [name for name in self._world.machines if not await self._world.try_start(name)]
+        await self._stay(unable)
+        return unable
 
     # --- power ---
 
@@ -159,6 +166,35 @@ class FaultMaker:
                 self._note("evictions", name)
         await trio.sleep(self._lasts_s)
         await self._start(name)
+
+    async def _leave(self, name: str) -> None:
+        """A peer leaves once others have what it holds, or stays after all; who has left comes back after a while."""
+        machine = self._world.machines[name]
+        through = self._chance.choice(list(self._world.machines))
+        with suppress(httpx.HTTPError):
+            answer = await self._world.request(through, "POST", f"/nodes/{name}/leave")
+            if answer.status_code == httpx.codes.OK:
+                self._note("leavings", name)
+        with trio.move_on_after(self._lasts_s):
+            await self._world.wait_until(lambda: not machine.is_up, math.inf)
+        if machine.is_up and self._chance.random() < 0.5:
+            with suppress(httpx.HTTPError):
+                await self._world.request(name, "POST", f"/nodes/{name}/leave?undo=true")
+        if machine.node is None:
+            await self._start(name)
+
+    async def _stay(self, unable: list[str]) -> None:
+        """Have everybody stay: who has left meanwhile comes back."""
+        for _ in range(STAY_TRIES):
+            for name, machine in self._world.machines.items():
+                if machine.node is None and name not in unable:
+                    await self._world.try_start(name)
+                elif _is_leaving(machine.node):
+                    with suppress(httpx.HTTPError):
+                        await self._world.request(name, "POST", f"/nodes/{name}/leave?undo=true")
+            await trio.sleep(STAY_S)
+            if not any(machine.node is None or _is_leaving(machine.node) for machine in self._world.machines.values()):
+                return
 
     # --- disks ---
 
@@ -360,3 +396,7 @@ class FaultMaker:
 
     def _platter(self, name: str) -> Platter:
         return self._world.machines[name].platter
+
+
+def _is_leaving(node: Node | None) -> bool:
+    return node is not None and node.services is not None and node.services.others.membership.me.is_draining

@@ -43,6 +43,8 @@ PLACEMENT = "tests/peer/gossip/test_placement.py"
 REPAIR = "tests/peer/upkeep/test_repair.py"
 EVICTION = "tests/peer/gossip/test_eviction.py"
 CLUSTER_KEY = "tests/peer/gossip/test_cluster_key.py"
+OUT = "tests/peer/gossip/test_out.py"
+LEAVING = "tests/peer/upkeep/test_leaving.py"
 SESSIONS = "tests/protocol/test_sessions.py"
 DEFICITS = "tests/peer/upkeep/test_deficits.py"
 VERIFICATION = "tests/peer/upkeep/test_verification.py"
@@ -1174,8 +1176,8 @@ MUTANTS = (
         "lists-are-believed",
         "A peer that is down on another list is down at once.",
         "protocol/membership.py",
-        "member.incarnation, Status.SUSPECT, said_by)",
-        "member.incarnation, Status.DOWN, said_by)",
+        "                said = Status.OUT if status is Status.OUT else Status.SUSPECT",
+        "                said = Status.OUT if status is Status.OUT else Status.DOWN",
         (f"{MEMBERSHIP}::test_what_stands_on_another_peers_list_as_down_is_suspect_here_at_most",),
     ),
     Mutant(
@@ -1224,7 +1226,7 @@ MUTANTS = (
         "digest-blind",
         "Lists that differ in who is down have one digest.",
         "protocol/member_list.py",
-        "                told = None if status is None else status is Status.DOWN",
+        "                told = status.value if status in (Status.DOWN, Status.OUT) else status is not None",
         "                told = False",
         (f"{MEMBERSHIP}::test_a_list_is_told_to_those_alone_who_have_another",),
     ),
@@ -1248,8 +1250,8 @@ MUTANTS = (
         "holds-of-the-removed-count",
         "What a removed member holds is listed on.",
         "peer/store/lookups.py",
-        '    node_of = {origin: None if membership == "left" else node for ',
-        "    node_of = {origin: node for ",
+        '        origin: None if membership in ("left", "out") else node',
+        "        origin: node",
         (f"{EVICTION}::test_the_share_of_a_removed_member_goes_to_the_others_and_what_it_holds_does_not_count",),
     ),
     Mutant(
@@ -1275,6 +1277,71 @@ MUTANTS = (
         "        return View(self.digest, members, statuses, self.evictions)",
         "        return View(self.digest, members, statuses)",
         (f"{EVICTION}::test_a_removal_reaches_those_who_were_cut_off_and_outlasts_what_they_say",),
+    ),
+    # --- out, and leaving ---
+    Mutant(
+        "out-on-one-word",
+        "The share of a peer that one other cannot reach is given away.",
+        "protocol/membership.py",
+        "        if probe is None or probe.nacks + 1 < min(ACCUSERS_OF_OUT, self.known.up):",
+        "        if probe is None:",
+        (f"{MEMBERSHIP}::test_nobody_is_out_on_the_word_of_one",),
+    ),
+    Mutant(
+        "out-by-halves",
+        "Each half of a cluster that is cut in two gives away the share of the other.",
+        "protocol/membership.py",
+        "        return down <= FROZEN_SHARE * (len(others) + 1)",
+        "        return down <= len(others) + 1",
+        (f"{OUT}::test_half_of_a_cluster_does_not_give_up_the_other_half",),
+    ),
+    Mutant(
+        "out-for-ever",
+        "Who was out and is back gets no files.",
+        "protocol/membership.py",
+        "            changed = replace(before, incarnation=heard.incarnation) != heard or was_out is not peer.is_out",
+        "            changed = replace(before, incarnation=heard.incarnation) != heard",
+        (f"{OUT}::test_the_share_of_who_stays_away_goes_to_others_and_back",),
+    ),
+    Mutant(
+        "out-forgotten",
+        "After a restart a peer waits anew for who was out.",
+        "peer/store/members.py",
+        "WHERE membership = 'out'",
+        "WHERE membership = ''",
+        (f"{OUT}::test_the_share_of_who_stays_away_goes_to_others_and_back",),
+    ),
+    Mutant(
+        "left-too-soon",
+        "A peer leaves while others still lack what only it has.",
+        "peer/store/lookups.py",
+        "        \" WHERE queue.status = 'PENDING' AND puts.held)\"",
+        "        \" WHERE queue.status = 'PENDING' AND puts.held AND 0)\"",
+        (f"{LEAVING}::test_it_waits_for_those_that_are_to_hold_its_files",),
+    ),
+    Mutant(
+        "taken-in-on-the-way-out",
+        "What is uploaded to a peer that is about to leave goes with it.",
+        "peer/store/holding.py",
+        "        if self.is_closed:\n            raise StoreError",
+        "        if not self.me:\n            raise StoreError",
+        (f"{LEAVING}::test_nothing_is_taken_in_between_the_last_look_and_the_farewell",),
+    ),
+    Mutant(
+        "farewell-unheard",
+        "A peer leaves though nobody could hear of it.",
+        "peer/upkeep/leaving.py",
+        "        return bool(heard)",
+        "        return True",
+        (f"{LEAVING}::test_a_farewell_that_nobody_heard_is_said_again",),
+    ),
+    Mutant(
+        "leaving-forgotten",
+        "A peer that was told to leave stays after a restart.",
+        "peer/store/members.py",
+        '"draining" if member.is_draining else "member"',
+        '"member"',
+        (f"{LEAVING}::test_while_it_is_leaving_it_serves_and_new_files_go_elsewhere",),
     ),
     # --- the cluster's key ---
     Mutant(

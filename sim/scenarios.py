@@ -17,7 +17,7 @@ LOST_DISKS = ("lose disk", "restore image")
 DISKS = (*FAILING_DISKS, *FULL_DISKS, *ROT, *LOST_DISKS)
 CUTS, WEATHER = ("cut",), ("weather",)
 NETWORK = (*CUTS, *WEATHER)
-MEMBERS = ("join", "evict")
+MEMBERS = ("join", "evict", "leave")
 
 SCENARIOS: dict[str, tuple[str, ...]] = {
     "storm": (*POWER, *PAUSES, *DISKS, *NETWORK, *CLOCKS),
@@ -37,7 +37,7 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
 }
 """Names of scenarios, and the kinds of faults that may come in them."""
 
-ALWAYS = ("crash", "cut", "join", "evict")
+ALWAYS = ("crash", "cut", "join", "evict", "leave")
 """Kinds that no seed of a scenario with them leaves out."""
 KIND_SHARE = 0.7
 """Of seeds that have some other kind."""
@@ -120,5 +120,6 @@ def draw_life(seed: int, scenario: str, copies: int, storm_s: float) -> Life:
             "probe_interval_s": (probe := chance.choice((1.0, 2.0, 5.0))),
             "down_after_s": 3 * probe,
             "rejoin": "evict" in kinds,
+            "out_after_s": chance.choice((30.0, 600.0)),
         },
     )

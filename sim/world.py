@@ -281,6 +281,9 @@ class World:
         try:
             with trio.CancelScope() as machine.scope:
                 await node.run()
+            if not env.mount.is_cut:
+                self.trace(machine.name, "has ended", "")
+                machine.node = None
         except Removed:
             self.trace(machine.name, "was removed", "")
             machine.node = None

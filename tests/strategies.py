@@ -44,6 +44,7 @@ MEMBERS = st.builds(
     st.integers(0, INCARNATION_MAX),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=ZONE_CHARS_MAX),
     st.integers(0, INCARNATION_MAX),
+    st.booleans(),
 )
 EVICTIONS = st.builds(Eviction, NODE_IDS, st.integers(0, INCARNATION_MAX))
 BLOBS = st.lists(st.binary(max_size=50), max_size=5).map(tuple)
@@ -54,7 +55,7 @@ ACCUSATIONS = st.builds(
     Accusation,
     NODE_IDS,
     st.integers(0, INCARNATION_MAX),
-    st.sampled_from([Status.SUSPECT, Status.DOWN]),
+    st.sampled_from([Status.SUSPECT, Status.DOWN, Status.OUT]),
     NODE_IDS,
 )
 RUMORS = st.lists(st.one_of(MEMBERS, ACCUSATIONS, EVICTIONS), max_size=3).map(tuple)

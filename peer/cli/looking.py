@@ -1,4 +1,4 @@
-"""`minidfs nodes`, `queue`, `recover`, `evict`, `status`: how a cluster is."""
+"""`minidfs nodes`, `queue`, `recover`, `leave`, `evict`, `status`: how a cluster is."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 QUEUE_MAX = 10_000
 READY_PATH = "/health/ready"
+LEAVE_LOOK_S = 1.0
+"""Between two looks whether a node has left."""
 
 _DAMAGED = re.compile(r"^minidfs_damaged (\S+)$", re.MULTILINE)
 _DISPUTED = re.compile(r"^minidfs_disputed_logs\{[^}]*\} (\S+)$", re.MULTILINE)
@@ -95,6 +97,32 @@ def recover(remote: Remote, node: str, as_json: bool) -> int:
     else:
         click.echo(f"{node} fetched {found['success']} of {found['total']} files")
     return 1 if found["failed"] else 0
+
+
+@click.command()
+@click.argument("node", shell_complete=complete_nodes)
+@click.option("--undo", is_flag=True, help="Let it stay after all.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Return when it has left.")
+@json_option
+@asking
+def leave(remote: Remote, node: str, as_json: bool, *, undo: bool, wait: bool) -> int:
+    """Let a node leave once others hold what it holds.
+
+    It serves what it has until then, and ends by itself. Its share goes to the others.
+    """
+    import time
+    from urllib.parse import quote
+
+    found = remote.json("POST", f"/nodes/{quote(node, safe='')}/leave", {"undo": "true"} if undo else None)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(found["message"])
+    while wait and not undo and any(member["id"] == node for member in remote.json("GET", "/nodes")):
+        time.sleep(LEAVE_LOOK_S)
+    if wait and not undo and not as_json:
+        click.echo(f"{node} has left")
+    return 0
 
 
 @click.command()

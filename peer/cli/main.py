@@ -16,7 +16,7 @@ from peer.cli.cluster import cluster
 from peer.cli.files import get, ls, put, rm
 from peer.cli.folder import check, db
 from peer.cli.keygen import keygen
-from peer.cli.looking import evict, nodes, queue, recover, status
+from peer.cli.looking import evict, leave, nodes, queue, recover, status
 from peer.cli.serve import serve
 from peer.cli.settings import apply_file, config
 
@@ -59,7 +59,7 @@ def completion(shell: str) -> None:
     click.echo(found(minidfs, {}, "minidfs", "_MINIDFS_COMPLETE").source())
 
 
-_LOOKING = (status, nodes, queue, recover, evict)
+_LOOKING = (status, nodes, queue, recover, leave, evict)
 for _command in (cluster, serve, put, get, ls, rm, *_LOOKING, config, check, db, keygen, completion):
     minidfs.add_command(_command)
 

@@ -154,6 +154,9 @@ _seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECON
     "--down-after", "down_after_s", default=2.5, help="A suspect has so long, at least, to show that it is up."
 )
 @_seconds_option(
+    "--out-after", "out_after_s", default=600.0, help="One that was down for so long has its share given to others."
+)
+@_seconds_option(
     "--target-timeout", "target_timeout_s", default=1.0, help="An upload waits so long for a peer without progress."
 )
 @_seconds_option(

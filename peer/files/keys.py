@@ -80,6 +80,7 @@ class Keys:
 
         def step() -> tuple[Delete, list[NodeId]] | None:
             here, placement = self._here, self._others.placement
+            here.check_open()
             versions = here.database.store.puts_of(file_key)
             nodes = {hold.holder: None for put in versions for hold in here.database.store.holds_of(put.dot)}
             for put in versions:
@@ -114,6 +115,7 @@ class Keys:
 
         def step() -> Put | None:
             here = self._here
+            here.check_open()
             versions = here.database.store.puts_of(manifest.file_key)
             if not versions:
                 return here.replica.put(self._with_known_chunks(manifest), here.wall_ms())

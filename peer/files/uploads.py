@@ -170,6 +170,7 @@ class Uploads:
         """Commit a file of which all chunks are fresh, here and in the log; returns which of them were adopted."""
 
         def step() -> tuple[Put, list[FreshChunk]]:
+            self._here.check_open()
             known = self._same_as_shown(manifest)
             # Not `known` itself: others may have removed it, and this peer not heard of that.
             written = manifest if known is None else _sent_again(known)

@@ -130,6 +130,14 @@ class PeerClient:
         with _understood(peer):
             return messages.decode_recovery(raw)
 
+    async def drain(self, peer: Member, *, leaves: bool) -> None:
+        """Have a peer leave the cluster, or stay after all. Raises PeerUnreachable."""
+        await self._call(peer, "POST", f"/peer/{'leave' if leaves else 'stay'}", b"")
+
+    async def evict(self, peer: Member, node_id: NodeId) -> None:
+        """Have a peer remember that a member has left; returns when it has it on disk. Raises PeerUnreachable."""
+        await self._call(peer, "POST", f"/peer/evict/{node_id}", b"")
+
     async def repairs(self, peer: Member) -> Sequence[RepairAttempt]:
         """What only the peer knows of its repairs. Raises PeerUnreachable."""
         raw = await self._call(peer, "GET", "/peer/repairs", b"")

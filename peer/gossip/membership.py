@@ -20,6 +20,7 @@ from protocol.identity import NodeId
 from protocol.member_events import (
     Doubled,
     Doubted,
+    Drain,
     Effect,
     Event,
     Evict,
@@ -141,6 +142,16 @@ class Gossip:
         self._handle(Evict(node_id))
         await self._save_members()
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether the queue of missing copies is in line with the members."""
+        return self._queued_for == self._others.placement.places and not self._changed.is_set()
+
+    async def drain(self, *, leaves: bool) -> None:
+        """Have others hold what this peer holds, before it leaves; or stay after all. Raises StoreError."""
+        self._handle(Drain(leaves))
+        await self._save_members()
+
     async def keep_members(self) -> None:
         """Keep the members on disk, and what follows from them, until cancelled."""
         while True:
@@ -153,7 +164,7 @@ class Gossip:
             await self._changed.wait()
 
     async def _keep_members(self) -> None:
-        places = self._others.placement.follow(self._others.membership.members())
+        places = self._others.placement.follow(self._others.membership.placed())
         await self._save_members()
         while places != self._queued_for and not self._changed.is_set():
             if not await self._requeue():
@@ -162,13 +173,14 @@ class Gossip:
                 self._queued_for = places
 
     async def _save_members(self) -> None:
-        members, evictions = self._others.membership.members(), self._others.membership.evictions
-        database = self._here.database
-        await database.write(lambda: save_members(database.store, members, evictions))
+        known, database = self._others.membership, self._here.database
+        members, evictions = known.members(), known.evictions
+        out = [member.node_id for member in members if known.is_out(member.node_id)]
+        await database.write(lambda: save_members(database.store, members, evictions, out))
 
     async def _requeue(self) -> bool:
         """Bring the queue of missing copies in line with the members; False when there is no room for that."""
-        members = self._others.membership.members()
+        members = self._others.membership.placed()
         try:
             await requeue(self._env, self._here.database, self._others.placement, members, self._others.rest)
         except NoSpace:
@@ -208,7 +220,7 @@ class Gossip:
         """See to what is due even while no datagrams go out."""
         if any(isinstance(effect, MemberChanged | MemberLeft) for effect in effects):
             # At once, so that a change of the queue for those before ends.
-            self._others.placement.follow(self._others.membership.members())
+            self._others.placement.follow(self._others.membership.placed())
             self._changed.set()
         if any(isinstance(effect, Evicted) for effect in effects):
             self._on_own_eviction()

@@ -38,6 +38,7 @@ CLIENT_ROUTES = (
     Route("/nodes", nodes.nodes),
     Route("/nodes/check", nodes.check_nodes),
     Route("/nodes/{node_id}/recover", nodes.recover, methods=["POST"]),
+    Route("/nodes/{node_id}/leave", nodes.leave, methods=["POST"]),
     Route("/nodes/{node_id}/evict", nodes.evict, methods=["POST"]),
     Route("/replication-queue", nodes.queue),
 )
@@ -53,6 +54,9 @@ PEER_ROUTES = (
     Route("/peer/chunks/withdraw", peers.withdraw_chunks, methods=["POST"]),
     Route("/peer/chunks/{hash}", peers.get_chunk, methods=["GET"]),
     Route("/peer/chunks/{hash}", peers.put_chunk, methods=["PUT"]),
+    Route("/peer/leave", peers.leave, methods=["POST"]),
+    Route("/peer/stay", peers.stay, methods=["POST"]),
+    Route("/peer/evict/{node_id}", peers.evict, methods=["POST"]),
     Route("/peer/recover", peers.recover, methods=["POST"]),
     Route("/peer/repairs", peers.repairs),
 )

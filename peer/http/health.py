@@ -34,6 +34,8 @@ async def ready(request: Request) -> JSONResponse:
         return error_response(503, "joining: the peers of the cluster have not answered yet", RETRY_AFTER)
     if running.draining.is_set():
         return error_response(503, "draining: this peer is being stopped", RETRY_AFTER)
+    if running.others.membership.me.is_draining:
+        return error_response(503, "leaving: this peer is on its way out of the cluster", RETRY_AFTER)
     if running.here.space.reason is not None:
         return error_response(503, f"read-only: {running.here.space.reason}", RETRY_AFTER)
     node_id, here = request.app.state.config.node_id, running.here

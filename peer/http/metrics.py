@@ -23,7 +23,7 @@ from peer.http.services import Services
 from peer.http.traffic import SECONDS, Durations, Traffic
 from peer.store.lookups import Totals, totals
 from peer.world.env import Work
-from protocol.identity import Status
+from protocol.identity import BELIEFS
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class _Peer(Collector):
         states = [
             ({"node": node_id, "state": state.value}, membership.status(node_id) is state)
             for node_id in node_ids
-            for state in Status
+            for state in BELIEFS
         ]
         yield _gauge("minidfs_peer_state", "1 for what is believed of each peer.", states)
         latencies = {node_id: membership.latency_s(node_id) for node_id in node_ids}

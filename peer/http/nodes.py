@@ -42,8 +42,14 @@ def _node_json(services: Services, member: Member) -> dict[str, object]:
         "latency_ms": latency_ms(services.others, member.node_id),
         "zone": member.zone,
         "state": status.value,
-        "membership": "member",
+        "membership": _membership(services, member),
     }
+
+
+def _membership(services: Services, member: Member) -> str:
+    if services.others.membership.is_out(member.node_id):
+        return "out"
+    return "draining" if member.is_draining else "member"
 
 
 def _heartbeat_ms(services: Services, node_id: NodeId) -> int | None:
@@ -167,6 +173,32 @@ async def recover(request: Request) -> JSONResponse:
             raise await _is_down(services, node_id) from None
         await services.exchanger.exchange_patiently(node_id)
     return JSONResponse(await _recovered_json(services, node_id, recovery))
+
+
+async def leave(request: Request) -> JSONResponse:
+    """`POST /nodes/{id}/leave`: let a node leave once others hold what it holds; `undo=true` lets it stay after all."""
+    services = services_of(request)
+    node_id = NodeId(request.path_params["node_id"])
+    membership = services.others.membership
+    peer = membership.member(node_id)
+    if peer is None:
+        raise HttpError(404, f"{node_id} is no node of this cluster; see GET /nodes")
+    undo = request.query_params.get("undo", "false")
+    if undo not in ("true", "false"):
+        raise HttpError(400, f"undo is {undo[:20]!r}; it must be true or false")
+    leaves = undo == "false"
+    if leaves and all(member.node_id == node_id or member.is_draining for member in membership.members()):
+        raise HttpError(409, f"{node_id} cannot leave: no other node stays that could hold its files")
+    if node_id == services.others.me:
+        await services.leaving.drain(leaves=leaves)
+    else:
+        try:
+            await services.others.client.drain(peer, leaves=leaves)
+        except PeerUnreachable:
+            message = f"{node_id} is down; start it again, or remove it for good with POST /nodes/{node_id}/evict"
+            raise HttpError(503, message, RETRY_AFTER) from None
+    message = f"{node_id} leaves once others have what it holds" if leaves else f"{node_id} stays"
+    return JSONResponse({"message": message, "node_id": node_id})
 
 
 async def evict(request: Request) -> JSONResponse:

@@ -14,7 +14,7 @@ from peer.config import DURABILITIES
 from peer.http.files import FILES_LIMIT, FILES_LIMIT_MAX
 from peer.http.nodes import QUEUE_LIMIT, QUEUE_LIMIT_MAX
 from protocol.codec import FILENAME_CHARS_MAX, SIZE_MAX
-from protocol.identity import NODE_ID_PATTERN, Status
+from protocol.identity import BELIEFS, NODE_ID_PATTERN
 from protocol.messages import ItemStatus
 from protocol.ops import COPIES_MAX, FILE_KEY_PATTERN
 
@@ -146,8 +146,8 @@ SCHEMAS: Json = {
         last_heartbeat=_or_null(TIME),
         latency_ms=COUNT,
         zone=TEXT,
-        state=_one_of(*(status.value for status in Status)),
-        membership=_one_of("member"),
+        state=_one_of(*(status.value for status in BELIEFS)),
+        membership=_one_of("member", "draining", "out"),
     ),
     "NodesChecked": _object(
         checked_at=TIME,
@@ -173,6 +173,7 @@ SCHEMAS: Json = {
             _object(node_id=NODE_ID, missing=COUNT, copies_per_s={"type": "number"}, seconds_left=_or_null(COUNT))
         ),
     ),
+    "Leaving": _object(message=TEXT, node_id=NODE_ID),
     "Evicted": _object(message=TEXT, node_id=NODE_ID, given_up=COUNT),
     "Recovery": _object(
         ("count", "pending_items"), message=TEXT, count=COUNT, **_COUNTS, pending_items=_list(_ref("QueueItem"))
@@ -343,6 +344,18 @@ def _paths() -> Json:
                 _json(_ref("Recovery")),
                 "404 503",
                 [_path("node_id", NODE_ID)],
+            )
+        },
+        "/nodes/{node_id}/leave": {
+            "post": _operation(
+                "leave",
+                "Let a node leave once others hold what it holds.",
+                _json(_ref("Leaving")),
+                "400 404 409 503",
+                [
+                    _path("node_id", NODE_ID),
+                    _query("undo", "Let it stay after all.", _one_of("true", "false")),
+                ],
             )
         },
         "/nodes/{node_id}/evict": {

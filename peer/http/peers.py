@@ -22,6 +22,7 @@ from peer.store.rows import ChunkRow, find_log_hashes
 from peer.world.env import ReadableFile, Work
 from protocol import codec, messages
 from protocol.errors import WrongCluster
+from protocol.identity import NodeId
 from protocol.sessions import Proof
 
 JOIN_BYTES_MAX = 1024 * 1024
@@ -169,6 +170,24 @@ async def _body_up_to(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
 async def recover(request: Request) -> Response:
     """`POST /peer/recover`: fetch all that is missing here, now."""
     return _packed(messages.encode_recovery(await peer_services(request).repair.recover()))
+
+
+async def leave(request: Request) -> Response:
+    """`POST /peer/leave`: leave the cluster, once others have what is here."""
+    await peer_services(request).leaving.drain(leaves=True)
+    return Response()
+
+
+async def stay(request: Request) -> Response:
+    """`POST /peer/stay`: do not leave after all."""
+    await peer_services(request).leaving.drain(leaves=False)
+    return Response()
+
+
+async def evict(request: Request) -> Response:
+    """`POST /peer/evict/{node_id}`: remember that a member has left."""
+    await peer_services(request).gossip.evict(NodeId(request.path_params["node_id"]))
+    return Response()
 
 
 async def repairs(request: Request) -> Response:

@@ -23,6 +23,7 @@ from peer.tasks import Keeper
 from peer.upkeep.anti_entropy import AntiEntropy
 from peer.upkeep.inventory import Inventory
 from peer.upkeep.lag import LoopLag
+from peer.upkeep.leaving import Leaving
 from peer.upkeep.queue import Queue
 from peer.upkeep.repair import Repair
 from peer.upkeep.verification import Verification
@@ -55,6 +56,7 @@ class Services:
     anti_entropy: AntiEntropy
     verification: Verification
     inventory: Inventory
+    leaving: Leaving
     loop_lag: LoopLag
     keeper: Keeper
     workers: tuple[Worker, ...]

@@ -67,7 +67,8 @@ async def upload_routed(request: Request) -> Response:
 
 async def _choose(services: Services, request: Request) -> Member | None:
     """Another peer to store an upload; None for this one, also when nobody is better off."""
-    if not services.draining.is_set() and await _has_room(services, request):
+    is_going = services.draining.is_set() or services.others.membership.me.is_draining
+    if not is_going and await _has_room(services, request):
         return None
     others = services.others
     for node_id in others.membership.reachable():

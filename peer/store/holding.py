@@ -23,7 +23,7 @@ from peer.store.recent import Contents, RecentContents
 from peer.store.rows import UNREADABLE, ChunkRow
 from peer.store.space import Space
 from peer.tasks import News
-from peer.world.env import Clock
+from peer.world.env import Clock, StoreError
 from protocol import catalog
 from protocol.forks import Fingerprints, find_fork
 from protocol.identity import Dot, NodeId, Origin, VersionVector
@@ -61,6 +61,8 @@ class Holding:
         """The catalog's rows are not what they were; kept over restarts, see `note_damage`."""
         self.verified = trio.Event()
         """Set once it is known whether the rows were damaged when this peer started."""
+        self.is_closed = False
+        """Nothing is taken in any more: this peer is about to leave its cluster."""
         self.inventoried = trio.Event()
         """Set once it is known which chunk files were there when this peer started."""
         self.pinned_for: NodeId | None = None
@@ -72,6 +74,20 @@ class Holding:
     def wall_ms(self) -> int:
         """Milliseconds since 1970 by this peer's clock."""
         return self._clock.wall_ms()
+
+    def check_open(self) -> None:
+        """A step's part. Raises StoreError once nothing is taken in any more."""
+        if self.is_closed:
+            raise StoreError("this peer is leaving its cluster; ask another one")
+
+    async def close_if(self, may_close: Callable[[], bool]) -> bool:
+        """Take nothing in from now on, if in that moment it may be so. Raises StoreError."""
+
+        def step() -> bool:
+            self.is_closed = may_close()
+            return self.is_closed
+
+        return await self.database.write(step)
 
     # --- looking up, as last committed (each raises StoreError) ---
 
@@ -206,6 +222,8 @@ class Holding:
         recovered: bool,
     ) -> list[FreshChunk]:
         """A step: declare those of these puts held of which all chunks are there; returns what was adopted of them."""
+        if self.is_closed:
+            return []
         taken = {put: self.take_content(put, fresh, rows) for put in puts}
         whole = {put: adopted for put, adopted in taken.items() if adopted is not None}
         self.replica.hold_all(whole, self.wall_ms(), recovered=recovered)

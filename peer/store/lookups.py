@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peer.store.rows import FIRST_HASH, ChunkRow, count_files, places, select_puts, unpack_chunks, version_vector_of
+from peer.store.rows import (
+    COUNTING,
+    FIRST_HASH,
+    ChunkRow,
+    count_files,
+    places,
+    select_puts,
+    unpack_chunks,
+    version_vector_of,
+)
 from protocol.identity import Dot, NodeId, VersionVector
 from protocol.messages import ItemStatus
 from protocol.ops import Put
@@ -121,7 +130,7 @@ def holders_of(connection: sqlite3.Connection, put: Dot) -> tuple[NodeId, ...]:
         " JOIN origins ON origins.id = puts.origin JOIN nodes ON nodes.id = origins.node"
         " JOIN holds ON holds.put = puts.id"
         " JOIN origins ho ON ho.id = holds.origin JOIN nodes holder ON holder.id = ho.node"
-        " WHERE puts.seq = ? AND origins.epoch = ? AND nodes.node_id = ? AND holder.membership <> 'left'"
+        f" WHERE puts.seq = ? AND origins.epoch = ? AND nodes.node_id = ? AND holder.membership {COUNTING}"
         " ORDER BY holder.node_id",
         (put.seq, put.origin.epoch, put.origin.node_id),
     )
@@ -131,7 +140,7 @@ def holders_of(connection: sqlite3.Connection, put: Dot) -> tuple[NodeId, ...]:
 def _holders_of_row(connection: sqlite3.Connection, put_row: int) -> tuple[NodeId, ...]:
     rows = connection.execute(
         "SELECT DISTINCT nodes.node_id FROM holds JOIN origins ON origins.id = holds.origin"
-        " JOIN nodes ON nodes.id = origins.node WHERE holds.put = ? AND membership <> 'left' ORDER BY nodes.node_id",
+        f" JOIN nodes ON nodes.id = origins.node WHERE holds.put = ? AND membership {COUNTING} ORDER BY nodes.node_id",
         (put_row,),
     )
     return tuple(NodeId(node_id) for (node_id,) in rows)
@@ -142,7 +151,10 @@ def _holders_of_rows(connection: sqlite3.Connection, put_rows: Sequence[int]) ->
     holds = connection.execute(f"SELECT put, origin FROM holds WHERE put IN ({places(put_rows)})", put_rows).fetchall()
     # After the holds, for an origin may be new, and none ever goes.
     nodes = "SELECT origins.id, node_id, membership FROM origins JOIN nodes ON nodes.id = origins.node"
-    node_of = {origin: None if membership == "left" else node for origin, node, membership in connection.execute(nodes)}
+    node_of = {
+        origin: None if membership in ("left", "out") else node
+        for origin, node, membership in connection.execute(nodes)
+    }
     found: dict[int, set[NodeId]] = {row: set() for row in put_rows}
     for row, origin in holds:
         if (node := node_of[origin]) is not None:
@@ -157,9 +169,19 @@ def held_alone_by(connection: sqlite3.Connection, node_id: NodeId) -> int:
         " AND EXISTS (SELECT 1 FROM holds JOIN origins o ON o.id = holds.origin JOIN nodes n ON n.id = o.node"
         "  WHERE holds.put = puts.id AND n.node_id = ?)"
         " AND NOT EXISTS (SELECT 1 FROM holds JOIN origins o ON o.id = holds.origin JOIN nodes n ON n.id = o.node"
-        "  WHERE holds.put = puts.id AND n.node_id <> ? AND n.membership <> 'left')"
+        f"  WHERE holds.put = puts.id AND n.node_id <> ? AND n.membership {COUNTING})"
     )
     return int(connection.execute(query, (node_id, node_id)).fetchone()[0])
+
+
+def lacks_copies_of_held(connection: sqlite3.Connection) -> bool:
+    """Whether a peer lacks a file whose content this disk has."""
+    # Target by target, for so the index leads past what is completed.
+    query = (
+        "SELECT EXISTS (SELECT 1 FROM nodes JOIN queue ON queue.target = nodes.id JOIN puts ON puts.id = queue.put"
+        " WHERE queue.status = 'PENDING' AND puts.held)"
+    )
+    return bool(connection.execute(query).fetchone()[0])
 
 
 def undeclared(connection: sqlite3.Connection, me: NodeId) -> list[Put]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import groupby
 
 from peer.store.catalog import SqliteStore
@@ -14,9 +14,18 @@ from protocol.placement import PARTITIONS
 def load_members(connection: sqlite3.Connection) -> tuple[Member, ...]:
     """The members known when this peer last stopped, itself included, by node id."""
     rows = connection.execute(
-        "SELECT node_id, address, incarnation, zone, joined FROM nodes WHERE membership = 'member' ORDER BY node_id"
+        "SELECT node_id, address, incarnation, zone, joined, membership = 'draining' FROM nodes"
+        " WHERE membership IN ('member', 'draining', 'out') ORDER BY node_id"
     )
-    return tuple(Member(NodeId(node_id), *more) for node_id, *more in rows)
+    return tuple(
+        Member(NodeId(node_id), address, incarnation, zone, joined, bool(is_draining))
+        for node_id, address, incarnation, zone, joined, is_draining in rows
+    )
+
+
+def load_out(connection: sqlite3.Connection) -> frozenset[NodeId]:
+    """Those of them that were out."""
+    return frozenset(node_id for (node_id,) in connection.execute("SELECT node_id FROM nodes WHERE membership = 'out'"))
 
 
 def load_evictions(connection: sqlite3.Connection) -> tuple[Eviction, ...]:
@@ -25,8 +34,13 @@ def load_evictions(connection: sqlite3.Connection) -> tuple[Eviction, ...]:
     return tuple(Eviction(NodeId(node_id), joined) for node_id, joined in rows)
 
 
-def save_members(store: SqliteStore, members: Iterable[Member], evictions: Iterable[Eviction] = ()) -> None:
-    """A step: keep these members, and who was removed; what one of those holds counts no longer."""
+def save_members(
+    store: SqliteStore,
+    members: Iterable[Member],
+    evictions: Iterable[Eviction] = (),
+    out: Container[NodeId] = (),
+) -> None:
+    """A step: keep these members, who of them is out, and who was removed; what those two hold does not count."""
     for eviction in evictions:
         store.connection.execute(
             "UPDATE nodes SET evicted = ?, membership = 'left' WHERE id = ?",
@@ -34,8 +48,12 @@ def save_members(store: SqliteStore, members: Iterable[Member], evictions: Itera
         )
     for member in members:
         store.connection.execute(
-            "UPDATE nodes SET address = ?, incarnation = ?, zone = ?, joined = ?, membership = 'member' WHERE id = ?",
-            (member.address, member.incarnation, member.zone, member.joined, store.node_row(member.node_id)),
+            "UPDATE nodes SET address = ?, incarnation = ?, zone = ?, joined = ?, membership = ? WHERE id = ?",
+            (
+                *(member.address, member.incarnation, member.zone, member.joined),
+                "out" if member.node_id in out else "draining" if member.is_draining else "member",
+                store.node_row(member.node_id),
+            ),
         )
 
 

@@ -26,6 +26,9 @@ LOG_PAGE_BYTES = 64 * 1024
 """Of the log's ops that are read at a time, and one more: that of a large file names thousands of chunks."""
 
 
+COUNTING = "NOT IN ('left', 'out')"
+"""The membership of a node whose copies count."""
+
 FILES = "files"
 """The key in `meta` of how many files are shown."""
 

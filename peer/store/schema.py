@@ -14,12 +14,20 @@ from contextlib import suppress
 import sqlite_utils
 from sqlite_utils import Migrations
 
-from peer.store.rows import CHUNK_PREFIX, FILES, ONE_CHUNK_BYTES_MAX, UNREADABLE, add_chunk_uses, unpack_chunks
+from peer.store.rows import (
+    CHUNK_PREFIX,
+    COUNTING,
+    FILES,
+    ONE_CHUNK_BYTES_MAX,
+    UNREADABLE,
+    add_chunk_uses,
+    unpack_chunks,
+)
 from peer.world.env import StartError
 from protocol.codec import NO_LOG, decode_op, encode_op, next_log_hash
 from protocol.errors import MalformedMessage
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Written into `PRAGMA user_version`; a database with a higher one was made by a newer release and is refused."""
 
 migrations = Migrations("minidfs")
@@ -90,6 +98,13 @@ def m007_files(db: sqlite_utils.Database) -> None:
 def m008_evictions(db: sqlite_utils.Database) -> None:
     """Members that were removed for good: what they hold does not count."""
     for statement in _EVICTIONS:
+        db.execute(statement)
+
+
+@migrations()
+def m009_out(db: sqlite_utils.Database) -> None:
+    """What members hold that are out does not count either."""
+    for statement in _OUT:
         db.execute(statement)
 
 
@@ -255,6 +270,18 @@ _EVICTIONS = (
         JOIN origins ON origins.id = holds.origin
         JOIN nodes ON nodes.id = origins.node
         WHERE puts.shown AND nodes.membership <> 'left'""",
+)
+
+_OUT = (
+    "DROP VIEW file_locations",
+    f"""CREATE VIEW file_locations AS
+        SELECT DISTINCT puts.file_key, nodes.node_id,
+               strftime('%Y-%m-%dT%H:%M:%SZ', (holds.stamp >> 16) / 1000, 'unixepoch') AS held_since
+        FROM holds
+        JOIN puts ON puts.id = holds.put
+        JOIN origins ON origins.id = holds.origin
+        JOIN nodes ON nodes.id = origins.node
+        WHERE puts.shown AND nodes.membership {COUNTING}""",
 )
 
 _TIME = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000, 'unixepoch')"

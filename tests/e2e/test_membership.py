@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+import trio
 from e2e.cluster_fixture import Peers, content_of, running_peers, wait_until, within
 
 PEERS = 10
@@ -70,3 +72,24 @@ async def test_a_node_that_is_removed_ends_and_its_files_are_copied_to_the_other
 
         await wait_until(are_with_the_others, 30, "the others have what it had")
         assert [node["id"] for node in await peers.json("node-4", "/nodes")] == ["node-1", "node-2", "node-4"]
+
+
+@pytest.mark.e2e
+@within(120)
+async def test_a_node_that_leaves_hands_its_files_over_and_ends_well(tmp_path: Path) -> None:
+    async with running_peers(tmp_path, nodes=4) as peers:
+        receipts = [await peers.upload("node-1", content_of(number, 400_000)) for number in range(8)]
+        leave = [sys.executable, "-m", "peer", "leave", "node-3", "--to", peers.url("node-1")]
+        done = await trio.run_process(leave, capture_stdout=True, check=False)
+        assert done.returncode == 0
+        assert done.stdout.decode().splitlines() == [
+            "node-3 leaves once others have what it holds",
+            "node-3 has left",
+        ]
+        assert "0" in await peers.wait_exit("node-3", 20)
+        assert "this peer has left its cluster" in peers.log_of("node-3")
+        listed = await peers.listed("node-2")
+        wanted = ["node-1", "node-2", "node-4"]
+        assert all(listed[receipt["file_key"]]["replicas"] == wanted for receipt in receipts)
+        for receipt in receipts:
+            assert (await peers.content("node-4", receipt["file_key"]))[0] == 200

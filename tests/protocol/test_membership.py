@@ -26,6 +26,7 @@ from protocol.identity import Eviction, Life, Member, NodeId, Status
 from protocol.member_events import (
     Doubled,
     Doubted,
+    Drain,
     Effect,
     Event,
     Evict,
@@ -54,7 +55,7 @@ NAMES = st.sampled_from(["a", "b", "c", "d"]).map(NodeId)
 RECORDS = st.builds(Member, NAMES, st.sampled_from(["x:1", "y:2", ""]), st.integers(0, 6), st.sampled_from(["", "z"]))
 EVICTIONS = st.builds(Eviction, NAMES, st.integers(0, 2))
 ABSURD = st.builds(Member, NAMES, st.text(max_size=20), st.integers(0, INCARNATION_MAX), st.text(max_size=5))
-STATUSES = st.sampled_from([Status.SUSPECT, Status.DOWN])
+STATUSES = st.sampled_from([Status.SUSPECT, Status.DOWN, Status.OUT])
 ACCUSATIONS = st.builds(Accusation, NAMES, st.integers(0, 6), STATUSES, NAMES)
 ABSURD_ACCUSATIONS = st.builds(Accusation, NAMES, st.integers(0, INCARNATION_MAX), STATUSES, NAMES)
 ABSURD_EVICTIONS = st.builds(Eviction, NAMES, st.integers(0, INCARNATION_MAX))
@@ -78,6 +79,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Doubted, NAMES),
     st.builds(Evict, NAMES),
     st.builds(Rejoin),
+    st.builds(Drain, st.booleans()),
 )
 
 
@@ -249,6 +251,119 @@ def test_a_peer_that_is_doubted_is_probed_at_once_and_soon_known_not_to_answer()
     assert "n7:1" in pings(told.hear(Doubted(NodeId("n7"))))
     told.run(ROUND_S)
     assert not told.membership.known.answers(NodeId("n7"))
+
+
+# --- out, and leaving ---
+
+OUT_S = 100.0
+
+
+def told_of(*members: Member, silent: tuple[Member, ...], nacks: bool = True) -> Told:
+    """Peers of which some fall silent; the others say so when they are asked, or say nothing of them."""
+    told = Told(*members).met()
+    told.membership._timing = replace(told.membership._timing, out_s=OUT_S)
+    told.silent = {member.address for member in silent}
+    hear = told.hear
+
+    def hear_and_help(event: Event) -> list[Effect]:
+        effects = hear(event)
+        for address, request in sent(effects, PingRequest).items():
+            if address not in told.silent and nacks and isinstance(request, PingRequest):
+                hear(Received(Nack(request.number, told.members[address])))
+        return effects
+
+    told.hear = hear_and_help  # type: ignore[method-assign]
+    return told
+
+
+def is_out(told: Told, member: Member) -> bool:
+    return told.membership.known.is_out(member.node_id)
+
+
+def test_who_was_down_for_long_and_answers_no_helper_either_is_out_until_it_refutes_that() -> None:
+    told = told_of(B, C, D, E, silent=(B,))
+    told.run(OUT_S - 5)
+    assert told.status(B) is Status.DOWN
+    assert not is_out(told, B)
+    effects = told.run(60)
+    assert is_out(told, B)
+    assert told.status(B) is Status.DOWN
+    assert MemberChanged(B) in effects
+    assert told.membership.known.placed() == (A, C, D, E)
+    assert told.membership.known.members() == (A, B, C, D, E)
+    said = [rumor for send in effects if isinstance(send, Send) for rumor in send.message.rumors]
+    assert Accusation(B.node_id, 1, Status.OUT, A.node_id) in said
+    told.silent, told.stubborn = set(), set()
+    effects = told.run(20)
+    assert told.status(B) is Status.ALIVE
+    assert not is_out(told, B)
+    assert MemberChanged(told.members["b:1"]) in effects
+    assert B.node_id in {member.node_id for member in told.membership.known.placed()}
+
+
+def test_nobody_is_out_on_the_word_of_one() -> None:
+    told = told_of(B, C, D, E, silent=(B,), nacks=False)
+    told.run(3 * OUT_S)
+    assert told.status(B) is Status.DOWN
+    assert not is_out(told, B)
+
+
+@pytest.mark.parametrize(
+    ("others", "silent", "out"),
+    [((B,), (B,), False), ((B, C), (B,), True), ((B, C), (B, C), False), ((B, C, D, E), (B, C), False)],
+)
+def test_nobody_is_out_while_more_than_a_third_looks_down(
+    others: tuple[Member, ...], silent: tuple[Member, ...], out: bool
+) -> None:
+    told = told_of(*others, silent=silent)
+    told.run(3 * OUT_S)
+    assert [is_out(told, member) for member in silent] == [out] * len(silent)
+
+
+def test_what_others_say_of_who_is_out_counts_from_rumors_and_lists_alike() -> None:
+    for said in (
+        Received(Gossip(C, (Accusation(B.node_id, 1, Status.OUT, C.node_id),))),
+        Learned(View(b"", (B,), (Status.OUT,)), C.node_id),
+    ):
+        told = Told(B, C).met()
+        effects = told.hear(said)
+        assert is_out(told, B)
+        assert told.status(B) is Status.DOWN
+        assert MemberChanged(B) in effects
+        # Nothing graver is there to be said, and nothing lighter changes it.
+        assert not told.hear(Received(Gossip(C, (Accusation(B.node_id, 1, Status.DOWN, C.node_id),))))
+        told.hear(Received(Ack(99, B)))
+        assert told.status(B) is Status.DOWN, "its answer is of the life in which it was given up"
+
+
+def test_who_was_out_when_this_peer_stopped_is_out_when_it_starts() -> None:
+    known = MemberList(A)
+    Membership(known, (B, C), Timing(), LIFE, Random(1), {B.node_id})
+    assert known.placed() == (A, C)
+
+
+def test_who_leaves_says_so_by_its_record_and_files_are_placed_on_others_unless_there_are_none() -> None:
+    told = Told(B).met()
+    effects = told.hear(Drain(leaves=True))
+    leaving = replace(A, incarnation=2, is_draining=True)
+    assert told.membership.me == leaving
+    assert MemberChanged(leaving) in effects
+    assert told.membership.known.placed() == (B,)
+    assert not told.hear(Drain(leaves=True)), "that is no news"
+    assert MemberChanged(replace(B, incarnation=2, is_draining=True)) in told.hear(
+        Received(Gossip(B, (replace(B, incarnation=2, is_draining=True),)))
+    )
+    assert len(told.membership.known.placed()) == 2
+    told.hear(Drain(leaves=False))
+    assert told.membership.known.placed() == (replace(A, incarnation=3),)
+
+
+def test_who_was_removed_hears_of_it_at_its_start_and_stays_when_it_joins_again() -> None:
+    known = MemberList(replace(A, is_draining=True), [Eviction(A.node_id, 0)])
+    membership = Membership(known, (B,), Timing(), LIFE, Random(1))
+    assert Evicted() in membership.handle(Tick(), 0.0)
+    membership.handle(Rejoin(), 0.0)
+    assert membership.me == replace(A, incarnation=2, joined=1)
 
 
 # --- suspicion ---
