@@ -12,6 +12,10 @@ from protocol.keyring import OPEN, Keyring
 
 INLINE_BYTES_MAX = 256 * 1024
 
+EXIT_REMOVED = 78
+"""The exit code of a peer that was removed from its cluster for good: to start it again changes nothing (EX_CONFIG of
+sysexits.h)."""
+
 
 class ConfigError(ValueError):
     """A setting makes no sense; the message says which and what to write instead."""

@@ -85,11 +85,12 @@ def stop(group_data: Path | None, node: str, data: Path | None) -> None:
 
 @cluster.command()
 @click.argument("node")
+@click.option("--rejoin", is_flag=True, help="Also one that has left the cluster: it joins again.")
 @_data_option
 @click.pass_obj
-def start(group_data: Path | None, node: str, data: Path | None) -> None:
+def start(group_data: Path | None, node: str, data: Path | None, *, rejoin: bool) -> None:
     """Start a peer that is down, and wait until it answers."""
-    click.echo(_order(data or group_data, "start", node).message)
+    click.echo(_order(data or group_data, "rejoin" if rejoin else "start", node).message)
 
 
 @cluster.command()

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from peer.cli.options import read_size, setting
-from peer.config import DURABILITIES, Address, Config, ConfigError
+from peer.config import DURABILITIES, EXIT_REMOVED, Address, Config, ConfigError
 from protocol.keyring import Keyring
 
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
@@ -228,11 +228,17 @@ def serve(**settings: Any) -> int:
     return _run(Config(**settings, hostname=socket.gethostname()))
 
 
+class _Removed(click.ClickException):
+    exit_code = EXIT_REMOVED
+
+
 def _run(config: Config) -> int:
     from peer.run import run_peer
-    from peer.world.env import StartError, StoreError
+    from peer.world.env import Removed, StartError, StoreError
 
     try:
         return run_peer(config)
+    except Removed as error:
+        raise _Removed(str(error)) from error
     except (StartError, StoreError) as error:
         raise click.ClickException(str(error)) from error

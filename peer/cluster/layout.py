@@ -81,6 +81,15 @@ def serve_command(layout: Layout, node_id: str, folder: Path) -> list[str]:
     return [*command, "--data", str(folder)]
 
 
+def rejoining(command: Sequence[str]) -> list[str]:
+    """The command line of a peer that is to join again the cluster it has left."""
+    words = ["--rejoin" if word == "--no-rejoin" else word for word in command]
+    if "--cluster-id" in words:
+        at = words.index("--cluster-id")
+        del words[at : at + 2]
+    return words
+
+
 def settle_layout(
     data: Path, nodes: int | None, base_port: int | None, facade_port: int | None, *, grow: bool = False
 ) -> Layout:

@@ -13,7 +13,7 @@ from typing import IO
 
 import trio
 
-from peer.cluster.layout import ClusterError
+from peer.cluster.layout import ClusterError, rejoining
 from peer.config import Address
 
 LAST_LINES = 10
@@ -109,23 +109,23 @@ class PeerProcess:
         self.run: Run | None = None
         self._starting = trio.Lock()
 
-    async def launch(self) -> Run:
+    async def launch(self, *, rejoin: bool = False) -> Run:
         # Two orders to start may come at once, and opening a process takes a moment.
         async with self._starting:
             if self.run is not None:
                 raise ClusterError(f"{self.node_id} is already running (process {self.run.process.pid})")
             try:
-                self.run = await self._open()
+                self.run = await self._open(rejoining(self.command) if rejoin else self.command)
                 self._pid_file.write_text(f"{self.run.process.pid}\n", encoding="ascii")
             except OSError as error:
                 raise ClusterError(f"{self.node_id} cannot be started: {error}") from error
             return self.run
 
-    async def _open(self) -> Run:
+    async def _open(self, command: Sequence[str]) -> Run:
         log = PeerLog(self.folder)
         try:
             with log.writer:
-                return Run(await open_process(self.command, log.writer), log, trio.Event())
+                return Run(await open_process(command, log.writer), log, trio.Event())
         except OSError:
             log.close()
             raise

@@ -28,6 +28,7 @@ from peer.cluster.layout import (
 from peer.cluster.orders import Answer, take_orders
 from peer.cluster.ports import HEALTH_TIMEOUT_S, ask_health, check_ports
 from peer.cluster.processes import PeerProcess, Run, ask_to_stop
+from peer.config import EXIT_REMOVED
 
 HEALTH_POLL_S = 0.05
 LOG_POLL_S = 0.1
@@ -63,18 +64,21 @@ class LocalCluster:
         }
 
     async def start_all(self) -> None:
-        """Start every peer and return when all answer; a ClusterError with its last lines if one does not get there."""
+        """Start every peer and return when all answer that have not left the cluster.
+
+        Raises ClusterError, with the last lines of one that does not get there.
+        """
         runs = [(peer, await self._launch(peer)) for peer in self._peers.values()]
         for peer, run in runs:
-            await self._wait_until_it_answers(peer, run)
+            await self._wait_until_it_answers(peer, run, may_have_left=True)
         for peer, run in runs:
-            if run.ended.is_set():
+            if run.ended.is_set() and run.process.returncode != EXIT_REMOVED:
                 raise _died_while_starting(peer, run)
 
-    async def start(self, node_id: str) -> None:
-        """Start a peer that is down and return when it answers."""
+    async def start(self, node_id: str, *, rejoin: bool = False) -> None:
+        """Start a peer that is down and return when it answers; with `rejoin` also one that has left the cluster."""
         peer = self._find(node_id)
-        await self._wait_until_it_answers(peer, await self._launch(peer))
+        await self._wait_until_it_answers(peer, await self._launch(peer, rejoin=rejoin))
 
     async def stop(self, node_id: str) -> None:
         """Let a peer finish and return when it has ended; one that takes too long is killed."""
@@ -128,6 +132,9 @@ class LocalCluster:
             case "start":
                 await self.start(node_id)
                 return Answer(f"{node_id} started")
+            case "rejoin":
+                await self.start(node_id, rejoin=True)
+                return Answer(f"{node_id} started, to join again")
             case "stop":
                 await self.stop(node_id)
                 return Answer(f"{node_id} stopped")
@@ -149,8 +156,8 @@ class LocalCluster:
     def _running(self) -> list[Run]:
         return [peer.run for peer in self._peers.values() if peer.run is not None]
 
-    async def _launch(self, peer: PeerProcess) -> Run:
-        run = await peer.launch()
+    async def _launch(self, peer: PeerProcess, *, rejoin: bool = False) -> Run:
+        run = await peer.launch(rejoin=rejoin)
         self.nursery.start_soon(self._follow, peer, run)
         return run
 
@@ -192,7 +199,7 @@ class LocalCluster:
         for line in lines:
             self._tell(PeerWrote(peer.node_id, line))
 
-    async def _wait_until_it_answers(self, peer: PeerProcess, run: Run) -> None:
+    async def _wait_until_it_answers(self, peer: PeerProcess, run: Run, *, may_have_left: bool = False) -> None:
         with trio.move_on_after(START_TIMEOUT_S):
             while not run.ended.is_set():
                 # Before it is ready a peer answers /health only, and everything else with 503.
@@ -203,6 +210,8 @@ class LocalCluster:
                     self.nursery.start_soon(self._watch, peer, run)
                     return
                 await trio.sleep(HEALTH_POLL_S)
+            if may_have_left and run.process.returncode == EXIT_REMOVED:
+                return
             raise _died_while_starting(peer, run)
         raise ClusterError(
             f"{peer.node_id} runs but did not answer on {peer.address} for {START_TIMEOUT_S:.0f} s; see {run.log.path}"
@@ -233,6 +242,8 @@ def _died_while_starting(peer: PeerProcess, run: Run) -> ClusterError:
 
 
 def _describe_exit(code: int | None) -> str:
+    if code == EXIT_REMOVED:
+        return "it has left the cluster; start it with --rejoin to have it join again"
     if code is None or code >= 0:
         return f"exit code {code}"
     return signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"

@@ -9,6 +9,8 @@ import pytest
 import trio
 from e2e.cluster_fixture import Peers, content_of, running_peers, wait_until, within
 
+from peer.cluster import ClusterError
+
 PEERS = 10
 VIEW_S = 5.0
 """All know all so soon after the last has started."""
@@ -62,7 +64,7 @@ async def test_a_node_that_is_removed_ends_and_its_files_are_copied_to_the_other
         receipts = [await peers.upload("node-1", content_of(number, 4000)) for number in range(8)]
         response = await peers.client.post(peers.url("node-1", "/nodes/node-3/evict"))
         assert response.status_code == 200, response.text
-        assert "1" in await peers.wait_exit("node-3", 20)
+        assert "it has left the cluster" in await peers.wait_exit("node-3", 20)
         assert "node-3 was removed from its cluster; add --join and --rejoin to join again" in peers.log_of("node-3")
 
         async def are_with_the_others() -> bool:
@@ -93,3 +95,21 @@ async def test_a_node_that_leaves_hands_its_files_over_and_ends_well(tmp_path: P
         assert all(listed[receipt["file_key"]]["replicas"] == wanted for receipt in receipts)
         for receipt in receipts:
             assert (await peers.content("node-4", receipt["file_key"]))[0] == 200
+        with pytest.raises(ClusterError, match="was removed from its cluster"):
+            await peers.local.start("node-3")
+        await peers.local.start("node-3", rejoin=True)
+        await peers.wait_all_see_each_other(VIEW_S + SLACK_S)
+
+
+@pytest.mark.e2e
+@within(120)
+async def test_a_cluster_that_one_has_left_starts_again_without_it(tmp_path: Path) -> None:
+    async with running_peers(tmp_path) as peers:
+        await peers.upload("node-1", b"content", file_id="k")
+        left = await peers.client.post(peers.url("node-3", "/nodes/node-3/leave"))
+        assert left.status_code == 200, left.text
+        await peers.wait_exit("node-3", 20)
+        await peers.local.stop_all()
+        await peers.local.start_all()
+        assert [peer.node_id for peer in peers.local.status() if peer.pid is not None] == ["node-1", "node-2"]
+        assert await peers.content("node-2", "k") == (200, b"content")
