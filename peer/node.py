@@ -20,7 +20,7 @@ from peer.gossip.client import PeerClient, PeerUnreachable
 from peer.gossip.exchange import Exchanger
 from peer.gossip.fetching import Fetching
 from peer.gossip.forks import Forks
-from peer.gossip.joining import announce, meet_others, settle_cluster
+from peer.gossip.joining import Seeds, announce, meet_others, settle_cluster
 from peer.gossip.membership import Gossip
 from peer.gossip.peers import Peers
 from peer.gossip.placement import Placement
@@ -55,6 +55,8 @@ log = logging.getLogger("minidfs.node")
 DATABASE = "minidfs.db"
 OWN_LISTENER = "peer"
 LIFE_BITS = 63
+MEETINGS_MAX = 8
+"""Peers with which logs are swapped at one time because they were met: who returns meets all of a large cluster."""
 
 
 class Node:
@@ -74,6 +76,7 @@ class Node:
         agent = {"user-agent": f"minidfs/{env.version} ({config.node_id})"}
         self._requests = PeerRequests(env, self._sessions, agent)
         self._exchanging = trio.Event()
+        self._meetings = trio.CapacityLimiter(MEETINGS_MAX)
         self._failure: StartError | None = None
 
     @property
@@ -147,7 +150,7 @@ class Node:
             members = database.look_up(load_members)
             knows_others = any(member.node_id != self.config.node_id for member in members)
             return await settle_cluster(
-                self._requests, self.env.clock, self.join, known, knows_others=knows_others, rejoin=self.config.rejoin
+                self._requests, self.env.clock, self.seeds, known, knows_others=knows_others, rejoin=self.config.rejoin
             )
         if known is not None:
             return known
@@ -163,6 +166,11 @@ class Node:
         """The peers to ask for the cluster: all peers may be given one list, in which each finds itself too."""
         own = (self.address, self.advertised)
         return tuple(address for address in self.config.join if address not in own)
+
+    @property
+    def seeds(self) -> Seeds:
+        """The same, with all the addresses that names stand for."""
+        return Seeds(self.env.resolve, self.join, (self.address, self.advertised))
 
     # --- running ---
 
@@ -224,7 +232,7 @@ class Node:
         on_stranger = None if self.config.cluster_id is not None else self._fail
         if self.join:
             telling = partial(
-                announce, self._requests, self.env.clock, self.join, others, services.gossip.learn, on_stranger
+                announce, self._requests, self.env.clock, self.seeds, others, services.gossip.learn, on_stranger
             )
             nursery.start_soon(keep, "joining", telling)
         if self.config.facade is not None:
@@ -338,6 +346,7 @@ class Node:
         """A peer answers after an absence: swap logs at once, and fetch what came to light."""
         await self._exchanging.wait()
         assert self.services is not None
-        with suppress(PeerUnreachable, StoreError):
-            await self.services.exchanger.exchange(node_id)
+        async with self._meetings:
+            with suppress(PeerUnreachable, StoreError):
+                await self.services.exchanger.exchange(node_id)
         self.services.repair.retry_now()

@@ -1343,6 +1343,14 @@ MUTANTS = (
         '"member"',
         (f"{LEAVING}::test_while_it_is_leaving_it_serves_and_new_files_go_elsewhere",),
     ),
+    Mutant(
+        "one-address-of-a-name",
+        "A name that stands for several peers leads to the first of them.",
+        "peer/gossip/joining.py",
+        "            found |= dict.fromkeys(await self._resolve(name))",
+        "            found |= dict.fromkeys((await self._resolve(name))[:1])",
+        (f"{JOINING}::test_a_name_is_all_its_addresses_but_our_own_and_looked_up_anew_each_time",),
+    ),
     # --- the cluster's key ---
     Mutant(
         "key-not-checked",

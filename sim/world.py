@@ -6,7 +6,7 @@ import gc
 import importlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -125,6 +125,10 @@ class VirtualEnv:
         finally:
             self.mount.thread = EVENT_LOOP
 
+    async def resolve(self, address: Address) -> Sequence[Address]:
+        await trio.lowlevel.checkpoint()
+        return self._world.names.get(address, (address,))
+
     async def open_datagrams(self, address: Address) -> Datagrams:
         await trio.lowlevel.checkpoint()
         datagrams = VirtualDatagrams(self._world.network, self._name, address)
@@ -190,6 +194,8 @@ class World:
         self.chance = Random(f"{seed} scenario")
         self.settings = dict(settings)
         """Of peers that start from now on."""
+        self.names: dict[Address, Sequence[Address]] = {}
+        """What names stand for."""
         self.machines: dict[str, _Machine] = {}
         for _ in range(peers):
             self.add()

@@ -117,7 +117,7 @@ _seconds_option = partial(setting, type=float, callback=_seconds, metavar="SECON
     metavar="HOST:PORT",
     callback=_addresses,
     multiple=True,
-    help="A peer of the cluster to join; may be repeated.  [default: found a cluster, or go on with the folder's]",
+    help="A peer of the cluster to join, or a name of several; may be repeated.  [default: found a cluster, or go on]",
 )
 @setting(
     "--rejoin/--no-rejoin",

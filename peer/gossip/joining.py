@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import suppress
 
 import httpx
@@ -23,9 +23,37 @@ from protocol.messages import View
 
 log = logging.getLogger("minidfs.joining")
 
-RETRY_S = 1.0
+RETRY_S, RETRY_S_MAX = 1.0, 15.0
+"""Between two attempts; each pause is half as long again as the one before."""
 MEET_TIMEOUT_S = 3.0
 MEET_POLL_S = 0.05
+
+
+class Seeds:
+    """The peers that `--join` names. A name stands for all its addresses but those in `own`, which are this peer's."""
+
+    def __init__(
+        self,
+        resolve: Callable[[Address], Awaitable[Sequence[Address]]],
+        named: Iterable[Address],
+        own: Container[Address],
+    ) -> None:
+        self._resolve = resolve
+        self._named = tuple(named)
+        self._own = own
+        self._pause_s = RETRY_S
+
+    async def addresses(self) -> list[Address]:
+        """Where they may be now: names are looked up anew each time."""
+        found: dict[Address, None] = {}
+        for name in self._named:
+            found |= dict.fromkeys(await self._resolve(name))
+        return [address for address in found if address not in self._own]
+
+    async def pause(self) -> None:
+        """Wait before the next attempt."""
+        await trio.sleep(self._pause_s)
+        self._pause_s = min(1.5 * self._pause_s, RETRY_S_MAX)
 
 
 async def join(
@@ -68,7 +96,7 @@ async def cluster_at(env: Env, address: Address) -> object:
 async def settle_cluster(
     requests: PeerRequests,
     clock: Clock,
-    addresses: tuple[Address, ...],
+    seeds: Seeds,
     known: str | None,
     *,
     knows_others: bool,
@@ -80,14 +108,14 @@ async def settle_cluster(
     another cluster than the folder and the peer was not told to go over to it.
     """
     if known is None:
-        return await _ask_until_answered(requests, clock, addresses)
+        return await _ask_until_answered(requests, clock, seeds)
     if knows_others and not rejoin:
         return known
-    answers = await _ask_all(requests, addresses)
+    answers = await _ask_all(requests, await seeds.addresses())
     if known in answers.values():
         return known
     if not answers:
-        return await _ask_until_answered(requests, clock, addresses) if rejoin and not knows_others else known
+        return await _ask_until_answered(requests, clock, seeds) if rejoin and not knows_others else known
     address, theirs = next(iter(answers.items()))
     if knows_others:
         raise StartError(
@@ -107,7 +135,7 @@ def _other_cluster(known: str, address: Address, theirs: str) -> StartError:
     )
 
 
-async def _ask_all(requests: PeerRequests, addresses: tuple[Address, ...]) -> dict[Address, str]:
+async def _ask_all(requests: PeerRequests, addresses: Sequence[Address]) -> dict[Address, str]:
     """The clusters of those peers that answer within a moment."""
     answers: dict[Address, str] = {}
 
@@ -121,9 +149,12 @@ async def _ask_all(requests: PeerRequests, addresses: tuple[Address, ...]) -> di
     return {address: answers[address] for address in addresses if address in answers}
 
 
-async def _ask_until_answered(requests: PeerRequests, clock: Clock, addresses: tuple[Address, ...]) -> str:
+async def _ask_until_answered(requests: PeerRequests, clock: Clock, seeds: Seeds) -> str:
     complaints = Complaints(log, clock.now)
     while True:
+        addresses = await seeds.addresses()
+        if not addresses:
+            complaints.say("", "waiting for a cluster to join: --join leads to this peer alone")
         for address in addresses:
             try:
                 cluster_id, _ = await join(requests, address, "", None)
@@ -131,13 +162,13 @@ async def _ask_until_answered(requests: PeerRequests, clock: Clock, addresses: t
                 complaints.say(address, f"waiting for a cluster to join: {error}")
             else:
                 return cluster_id
-        await trio.sleep(RETRY_S)
+        await seeds.pause()
 
 
 async def announce(
     requests: PeerRequests,
     clock: Clock,
-    addresses: tuple[Address, ...],
+    seeds: Seeds,
     others: Peers,
     learn: Callable[[View], None],
     on_stranger: Callable[[StartError], None] | None,
@@ -154,7 +185,7 @@ async def announce(
     for turn in itertools.count():
         if turn and not is_alone():
             return
-        for address in addresses:
+        for address in await seeds.addresses():
             try:
                 theirs, _ = await join(requests, address, "", None)
                 if theirs == others.cluster_id:
@@ -169,7 +200,7 @@ async def announce(
             except PeerUnreachable as error:
                 if is_alone():
                     complaints.say(address, f"not joined yet, this peer is alone: {error}")
-        await trio.sleep(RETRY_S)
+        await seeds.pause()
 
 
 async def meet_others(others: Peers, expected: int) -> None:

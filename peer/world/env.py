@@ -263,6 +263,9 @@ class Env(Protocol):
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
         """Run a call that may block. When cancelled, waits for it, except at shutdown."""
 
+    async def resolve(self, address: Address) -> Sequence[Address]:
+        """All that a name stands for; the address itself where it is none, or cannot be looked up."""
+
     async def open_datagrams(self, address: Address) -> Datagrams:
         """Bind a datagram socket. Raises StartError when the port is taken."""
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ import httpx
 import outcome
 import trio
 
-from peer.config import Address
+from peer.config import Address, is_numeric
 from peer.world.disk import SystemDisk
 from peer.world.env import AsgiApp, Clock, Datagrams, Disk, HttpRequests, HttpServer, Work
 from peer.world.outgoing import SystemRequests
@@ -112,6 +112,16 @@ class SystemEnv:
         if work in self._threads:
             return await self._threads[work].run(call, *args)
         return await trio.to_thread.run_sync(call, *args, limiter=self._limiters[work])
+
+    async def resolve(self, address: Address) -> Sequence[Address]:
+        if is_numeric(str(address)):
+            await trio.lowlevel.checkpoint()
+            return (address,)
+        try:
+            found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return (address,)
+        return tuple(dict.fromkeys(Address(str(where[0]), address.port) for *_, where in found))
 
     async def open_datagrams(self, address: Address) -> Datagrams:
         return SystemDatagrams(await bound(address, socket.SOCK_DGRAM, shared=False))

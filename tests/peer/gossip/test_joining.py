@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from worlds import in_world, services
 
 from peer.complaints import REMIND_S
 from peer.config import Address
@@ -16,6 +17,7 @@ from peer.gossip import joining
 from peer.gossip.client import PeerUnreachable
 from peer.world.env import StartError
 from protocol.identity import Member, NodeId
+from sim.world import World
 
 A, B = Address("a", 1), Address("b", 2)
 OURS, THEIRS = "aa" * 16, "bb" * 16
@@ -49,6 +51,15 @@ def in_time(main: Any) -> Any:
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+async def as_they_are(address: Address) -> list[Address]:
+    await trio.lowlevel.checkpoint()
+    return [address]
+
+
+def seeds(*addresses: Address) -> joining.Seeds:
+    return joining.Seeds(as_they_are, addresses, ())
+
+
 ASKING: Any = (None, SimpleNamespace(now=trio.current_time))
 """Requests, which nobody makes here, and a clock."""
 
@@ -59,7 +70,7 @@ def settle(others: Others, known: str | None, *, knows_others: bool = False, rej
 
     async def main() -> str | None:
         with trio.move_on_after(600):
-            return await joining.settle_cluster(*ASKING, (A, B), known, knows_others=knows_others, rejoin=rejoin)
+            return await joining.settle_cluster(*ASKING, seeds(A, B), known, knows_others=knows_others, rejoin=rejoin)
         return None
 
     found: str | None = in_time(main)
@@ -116,10 +127,10 @@ def test_who_waits_says_so_once_and_then_every_five_minutes(
 
     async def main() -> None:
         with trio.move_on_after(2.5 * REMIND_S):
-            await joining.settle_cluster(*ASKING, (A,), None, knows_others=False, rejoin=False)
+            await joining.settle_cluster(*ASKING, seeds(A), None, knows_others=False, rejoin=False)
 
     in_time(main)
-    assert others.asked > 2 * REMIND_S
+    assert 2.5 * REMIND_S / joining.RETRY_S_MAX <= others.asked <= 2.5 * REMIND_S / joining.RETRY_S_MAX + 10
     assert caplog.messages == ["waiting for a cluster to join: a:1 cannot be reached"] * 3
 
 
@@ -132,7 +143,7 @@ def announced(others: Others, answers_later: dict[Address, str | None], *, ends:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                joining.announce, *ASKING, (A,), peers, lambda members: None, failures.append if ends else None
+                joining.announce, *ASKING, seeds(A), peers, lambda members: None, failures.append if ends else None
             )
             await trio.sleep(60)
             others.answers = answers_later
@@ -175,3 +186,49 @@ def test_a_member_says_once_that_an_address_leads_to_a_stranger_and_stays(
     assert others.asked == 1
     (record,) = caplog.records
     assert record.message.startswith("a:1 belongs to another cluster")
+
+
+def test_a_name_is_all_its_addresses_but_our_own_and_looked_up_anew_each_time() -> None:
+    name, found = Address("peers.example", 1), {"peers.example": ["10.0.0.1", "10.0.0.2"]}
+
+    async def resolve(address: Address) -> list[Address]:
+        await trio.lowlevel.checkpoint()
+        return [Address(host, address.port) for host in found.get(address.host, [address.host])]
+
+    async def main() -> None:
+        several = joining.Seeds(resolve, (name, A, Address("10.0.0.2", 1)), {Address("10.0.0.1", 1)})
+        assert await several.addresses() == [Address("10.0.0.2", 1), A]
+        found["peers.example"] = ["10.0.0.1", "10.0.0.3"]
+        assert await several.addresses() == [Address("10.0.0.3", 1), A, Address("10.0.0.2", 1)]
+
+    in_time(main)
+
+
+def test_who_is_all_that_its_name_leads_to_waits_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        with trio.move_on_after(60):
+            alone = joining.Seeds(as_they_are, (A,), {A})
+            await joining.settle_cluster(*ASKING, alone, None, knows_others=False, rejoin=False)
+
+    in_time(main)
+    assert caplog.messages == ["waiting for a cluster to join: --join leads to this peer alone"]
+
+
+def test_peers_that_are_given_one_name_for_all_find_each_other() -> None:
+    async def scenario(world: World) -> None:
+        name = Address("peers.example", 9001)
+        # As a name that stands for several machines: there, each listens on the same port.
+        world.names[name] = [machine.address for machine in world.machines.values()]
+        world.settings |= {"join": (name,), "cluster_id": None}
+        async with trio.open_nursery() as nursery:
+            world.settings["cluster_id"] = "ab" * 16
+            nursery.start_soon(world.start, "node-1")
+            await trio.sleep(0.1)
+            world.settings["cluster_id"] = None
+            nursery.start_soon(world.start, "node-2")
+            await trio.sleep(3)
+            nursery.start_soon(world.start, "node-3")
+        await world.wait_until(world.all_met, 60)
+        assert {services(world, name).others.cluster_id for name in world.machines} == {"ab" * 16}
+
+    in_world(scenario, start=False)

@@ -402,6 +402,24 @@ def bound_to(datagrams: Any) -> Address:
 
 
 @WORLDS
+def test_addresses_stand_for_themselves_and_so_do_names_that_cannot_be_looked_up(kind: str, tmp_path: Path) -> None:
+    async def body(pair: Pair) -> None:
+        for host in ("127.0.0.1", "::1", "nothing.invalid", "a..b", "a" * 300):
+            assert await pair.ours.resolve(Address(host, 80)) == (Address(host, 80),)
+
+    in_world_of(kind, tmp_path, body)
+
+
+def test_a_name_stands_for_its_addresses(tmp_path: Path) -> None:
+    async def main() -> None:
+        found = await SystemEnv(tmp_path).resolve(Address("localhost", 80))
+        assert Address("127.0.0.1", 80) in found
+        assert all(address.is_loopback for address in found)
+
+    trio.run(main)
+
+
+@WORLDS
 def test_datagrams_arrive_whole_with_their_senders_address(kind: str, tmp_path: Path) -> None:
     async def body(pair: Pair) -> None:
         ours = await pair.ours.open_datagrams(pair.addresses[0])
