@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -261,69 +259,3 @@ async def test_without_others_the_advertised_address_is_that_towards_elsewhere(
     async with first.running(*listen):
         await first.wait_ready()
         assert (await first.get("/nodes"))[0]["address"] == f"http://{own_address()}:{first.port}"
-
-
-# --- two network namespaces ---
-
-
-def can_make_namespaces() -> bool:
-    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("ip"):
-        return False
-    made = subprocess.run(["ip", "netns", "add", "minidfs-probe"], capture_output=True, check=False)
-    subprocess.run(["ip", "netns", "delete", "minidfs-probe"], capture_output=True, check=False)
-    return made.returncode == 0
-
-
-@asynccontextmanager
-async def two_namespaces() -> AsyncIterator[tuple[str, str]]:
-    """Two network namespaces with a cable between them: 10.77.0.1 and 10.77.0.2."""
-    names = tuple(f"minidfs-{os.getpid()}-{end}" for end in "ab")
-    try:
-        for name in names:
-            await trio.run_process(["ip", "netns", "add", name])
-        cable = ["name", f"m{os.getpid()}a", "netns", names[0], "type", "veth"]
-        await trio.run_process(["ip", "link", "add", *cable, "peer", "name", f"m{os.getpid()}b", "netns", names[1]])
-        for name, end, host in zip(names, "ab", (1, 2), strict=True):
-            device = f"m{os.getpid()}{end}"
-            for words in (f"addr add 10.77.0.{host}/24 dev {device}", f"link set {device} up", "link set lo up"):
-                await trio.run_process(["ip", "-n", name, *words.split()])
-        yield names[0], names[1]
-    finally:
-        with trio.CancelScope(shield=True):
-            for name in names:
-                await trio.run_process(["ip", "netns", "delete", name], check=False, capture_stderr=True)
-
-
-@pytest.mark.skipif(not can_make_namespaces(), reason="network namespaces need Linux, root and the ip command")
-@pytest.mark.parametrize("wildcard", [False, True])
-@within(90)
-async def test_peers_on_two_machines_find_each_other_and_replicate(wildcard: bool, tmp_path: Path) -> None:
-    make_key_file(tmp_path / "key")
-    async with two_namespaces() as namespaces, trio.open_nursery() as nursery:
-        places = [(name, f"10.77.0.{number}") for number, name in enumerate(namespaces, 1)]
-        for number, (name, host) in enumerate(places, 1):
-            machine = Machine(tmp_path, f"node-{number}", 8001)
-            listen = f"{ANY if wildcard else host}:8001"
-            options = ["--listen", listen, "--cluster-key-file", str(tmp_path / "key")]
-            options += ["--join", "10.77.0.1:8001"] if number == 2 else []
-            command = ["ip", "netns", "exec", name, *machine.command(*options)]
-            nursery.start_soon(_run_until_cancelled, command, machine.log)
-
-        async def said(number: int, *arguments: str) -> str:
-            name, host = places[number - 1]
-            command = ["ip", "netns", "exec", name, "curl", "-sS", "-m", "5", *arguments]
-            done = await trio.run_process([*command, f"http://{host}:8001/files"], capture_stdout=True, check=False)
-            return done.stdout.decode()
-
-        async def uploaded() -> bool:
-            (tmp_path / "note.txt").write_text("hello")
-            return '"durable_copies":["node-1","node-2"]' in await said(1, "-F", f"file=@{tmp_path / 'note.txt'}")
-
-        await wait_until(uploaded, 30, "an upload has a copy on each machine")
-        assert "note.txt" in await said(2)
-        nursery.cancel_scope.cancel()
-
-
-async def _run_until_cancelled(command: list[str], log: Path) -> None:
-    with log.open("wb") as file:
-        await trio.run_process(command, stderr=file, check=False)
