@@ -25,6 +25,17 @@ class Complaints:
         before, said_at = self._said.get(about, ("", 0.0))
         if sentence == before and self._now() - said_at < REMIND_S:
             return
+        self._note(about, sentence, level)
+
+    def say_rarely(self, about: object, sentence: str, level: int = logging.WARNING) -> None:
+        """Log a sentence, unless anything was said about the same thing within the last minutes.
+
+        For what strangers bring about, under as many names as they like.
+        """
+        if about not in self._said or self._now() - self._said[about][1] >= REMIND_S:
+            self._note(about, sentence, level)
+
+    def _note(self, about: object, sentence: str, level: int) -> None:
         self._said[about] = sentence, self._now()
         self._said.move_to_end(about)
         if len(self._said) > REMEMBERED_MAX:

@@ -1448,6 +1448,14 @@ MUTANTS = (
         "        for address in (self.config.listen,):",
         (f"{CLUSTER_KEY}::test_who_can_be_reached_from_elsewhere_needs_a_key",),
     ),
+    Mutant(
+        "places-of-peers-for-anybody",
+        "Whoever asks for what peers ask has a place that peers should have.",
+        "peer/world/connection.py",
+        '        if FROM_PEER in scope["state"]:',
+        '        if scope["path"].startswith(PEER_PATHS):',
+        (f"{SERVER}::test_who_only_asks_what_peers_ask_is_kept_no_longer_than_others",),
+    ),
     # --- damaged rows ---
     Mutant(
         "damage-forgotten",

@@ -111,7 +111,11 @@ class Gossip:
             if isinstance(opened, Again):
                 return [(opened.datagram, Address.parse(opened.to))]
             message = decode_datagram(self._others.cluster_id, opened.body)
-        except (NotAuthentic, WrongCluster, WrongVersion) as error:
+        except NotAuthentic as error:
+            self.datagrams_dropped += 1
+            self._complaints.say_rarely("datagrams", f"a datagram from {sender} was refused: {error}")
+            return ()
+        except (WrongCluster, WrongVersion) as error:
             # Somebody means to talk to us, and nothing else would say why nothing comes of it.
             self.datagrams_dropped += 1
             self._complaints.say(sender, f"{sender} is not understood: {error}")

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from peer.complaints import Complaints
 from peer.gossip.requests import ANSWER_HEADER, HEAD_HEADER, PROOF_HEADER, SESSION_HEADER, STALE
 from peer.http.errors import error_response
-from peer.world.env import PEER_PATHS
+from peer.world.env import FROM_PEER, PEER_PATHS
 from protocol.errors import MalformedMessage, NotAuthentic
 from protocol.keyring import is_same
 from protocol.sessions import Proof, Sessions, StaleRequest
@@ -51,10 +51,10 @@ class Authentication:
             await error_response(STALE, str(error), headers)(scope, receive, send)
         except NotAuthentic as error:
             sender = (scope.get("client") or ("somebody", 0))[0]
-            self._complaints.say(sender, f"a request from {sender} was refused: {error}")
+            self._complaints.say_rarely("requests", f"a request from {sender} was refused: {error}")
             await error_response(STALE, NO_PEER, CHALLENGE)(scope, receive, send)
         else:
-            scope["state"][PROOF] = proof
+            scope["state"] |= {PROOF: proof, FROM_PEER: True}
             # A chunk's bytes are verified by its hash, which its address has and the proof covers.
             checked = receive if scope["method"] == "PUT" else _Body(receive, proof.body_hash).receive
             await self._app(scope, checked, _Answer(send, proof).send)

@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from peer.world.env import PEER_PATHS
+from peer.world.env import FROM_PEER, PEER_PATHS
 from peer.world.transport import Buffer, Transport, read_at
 from peer.world.wire import CountedBody, HeadReader, Request, RequestError, Response, format_head
 
@@ -58,7 +58,7 @@ class Limits:
     connections_max: int = 512
     """Of clients, open at one time: beyond it those that wait for a request make room, the longest idle first."""
     peer_connections_max: int = 128
-    """Connections that do not count as clients', once a request of a peer has come over them."""
+    """Connections that do not count as clients', once a request that a peer has proven has come over them."""
     surplus_max: int = 64
     """Beyond `connections_max` while all others are busy: for health checks, and for peers until they say so."""
     drain_bytes_max: int = 256 * 1024
@@ -122,12 +122,14 @@ class Site:
     def may_serve(self, connection: Connection, path: str) -> bool:
         """Whether to answer a request, which a connection has brought in full."""
         self._waiting.pop(connection, None)
-        is_peer = path.startswith(PEER_PATHS)
-        if is_peer and connection in self._clients and len(self._peers) < self.limits.peer_connections_max:
-            self._clients.discard(connection)
-            self._peers.add(connection)
         is_too_many = connection.surplus and self._is_crowded and connection in self._clients
         return not is_too_many or path.startswith(VITAL_PATHS)
+
+    def keep(self, connection: Connection) -> None:
+        """A connection is that of a peer: what clients do no longer costs it its place."""
+        if connection in self._clients and len(self._peers) < self.limits.peer_connections_max:
+            self._clients.discard(connection)
+            self._peers.add(connection)
 
     def forget(self, connection: Connection) -> None:
         """A connection is about to end."""
@@ -288,10 +290,10 @@ class Cycle:
 
         Raises RequestError if the server has to answer in place of the app.
         """
-        site = self._connection.site
+        site, scope = self._connection.site, self._scope()
         site.requests_running += 1
         try:
-            await site.app(self._scope(), self.receive, self.send)
+            await site.app(scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request only, and is logged
             self._report(error)
         else:
@@ -299,6 +301,8 @@ class Cycle:
                 self._report(RuntimeError("the app returned before its response was complete"))
         finally:
             site.requests_running -= 1
+        if FROM_PEER in scope["state"]:
+            site.keep(self._connection)
         if self._response.complete:
             return await self._drain() and not self._response.closing
         if not self._connection.owing and (self._body_error or not self._disconnected):

@@ -24,7 +24,9 @@ T = TypeVar("T")
 AsgiApp = Callable[..., Any]
 
 PEER_PATHS = "/peer/"
-"""What peers ask of each other begins so; a server keeps places for it."""
+"""What peers ask of each other begins so; a server hears it also when there are too many clients."""
+FROM_PEER = "from peer"
+"""The app sets this in `scope["state"]` of a request that a peer has proven to have sent: its connection is kept."""
 
 
 class StoreError(Exception):

@@ -41,3 +41,20 @@ def test_who_makes_up_things_to_complain_about_fills_no_memory(caplog: pytest.Lo
     for number in range(3 * REMEMBERED_MAX):
         complaints.say(number, "it is down")
     assert len(complaints._said) == REMEMBERED_MAX
+
+
+def test_what_strangers_bring_about_is_said_once_in_a_while_under_whatever_names(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    time = Time()
+    complaints = Complaints(log, time)
+    for number in range(500):
+        complaints.say_rarely("datagrams", f"a datagram from {number} was refused")
+    complaints.say_rarely("requests", "a request from 1 was refused")
+    time.now += REMIND_S
+    complaints.say_rarely("datagrams", "a datagram from x was refused")
+    assert caplog.messages == [
+        "a datagram from 0 was refused",
+        "a request from 1 was refused",
+        "a datagram from x was refused",
+    ]

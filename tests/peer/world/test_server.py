@@ -30,6 +30,7 @@ from starlette.routing import Route
 
 from peer.world import transport
 from peer.world.connection import Limits
+from peer.world.env import FROM_PEER
 from peer.world.server import Server
 from peer.world.wire import ChunkedBody
 
@@ -517,9 +518,16 @@ async def busy_clients(served: Served, count: int) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
+async def of_peers(scope: Any, receive: Any, send: Any) -> None:
+    """An app to which peers prove what they are."""
+    if scope["path"].startswith("/peer/"):
+        scope["state"][FROM_PEER] = True
+    await echo(scope, receive, send)
+
+
 @on_trio
 async def test_with_all_connections_busy_a_client_is_refused_and_peers_and_health_checks_are_not() -> None:
-    async with serving(echo, connections_max=2, linger_s=0.05) as served, busy_clients(served, 2):
+    async with serving(of_peers, connections_max=2, linger_s=0.05) as served, busy_clients(served, 2):
         refused = await served.ask(GET)
         assert refused.status == 503
         assert refused.headers["retry-after"] == "1"
@@ -535,7 +543,7 @@ async def test_with_all_connections_busy_a_client_is_refused_and_peers_and_healt
 
 @on_trio
 async def test_a_peer_keeps_its_idle_connection_however_many_clients_come() -> None:
-    async with serving(echo, connections_max=2, linger_s=0.05) as served, served.client() as peer:
+    async with serving(of_peers, connections_max=2, linger_s=0.05) as served, served.client() as peer:
         for _ in range(2):
             await peer.send(GET.replace(b"/ ", b"/peer/exchange "))
             assert (await peer.answer()).status == 200
@@ -548,8 +556,8 @@ async def test_a_peer_keeps_its_idle_connection_however_many_clients_come() -> N
 
 
 @on_trio
-async def test_of_those_that_say_they_are_peers_only_some_are_kept() -> None:
-    async with serving(echo, connections_max=1, peer_connections_max=1) as served, served.client() as first:
+async def test_of_those_that_are_peers_only_some_are_kept() -> None:
+    async with serving(of_peers, connections_max=1, peer_connections_max=1) as served, served.client() as first:
         await first.send(GET.replace(b"/ ", b"/peer/exchange "))
         assert (await first.answer()).status == 200
         async with served.client() as second:
@@ -559,6 +567,15 @@ async def test_of_those_that_say_they_are_peers_only_some_are_kept() -> None:
             assert await second.until_eof() == b""
         await first.send(GET)
         assert (await first.answer()).status == 200
+
+
+@on_trio
+async def test_who_only_asks_what_peers_ask_is_kept_no_longer_than_others() -> None:
+    async with serving(echo, connections_max=1) as served, served.client() as first:
+        await first.send(GET.replace(b"/ ", b"/peer/exchange "))
+        assert (await first.answer()).status == 200
+        assert (await served.ask(GET)).status == 200
+        assert await first.until_eof() == b""
 
 
 @on_trio
