@@ -25,6 +25,8 @@ from sim.world import VirtualClock, World
 EIO = 0.002
 EIO_AT_COMMIT = 0.05
 DIRTY_WITHIN_S = 1.0
+READS = 20
+"""Of files on a disk that fails, at most."""
 NEWCOMERS = 3
 """Peers that join a world, at most."""
 FORK_S = 60.0
@@ -206,6 +208,7 @@ class FaultMaker:
         platter.faults = Faults(chance, EIO * self._chance.choice((0, 1, 5)), EIO_AT_COMMIT)
         loses_power, stays = self._chance.random() < 0.3, self._chance.random() < 0.5
         with trio.move_on_after(self._lasts_s):
+            await self._read_from(name)
             await self._world.wait_until(lambda: loses_power and bool(platter.left_behind), math.inf)
         if platter.left_behind and loses_power and machine.is_up:
             # While nobody knows whether a commit reached the disk.
@@ -221,6 +224,13 @@ class FaultMaker:
         platter.capacity_bytes = platter.used_bytes()
         await trio.sleep(self._lasts_s)
         platter.capacity_bytes = TOTAL_BYTES
+
+    async def _read_from(self, name: str) -> None:
+        """Clients read what a peer has on its disk, which fails now and then."""
+        files = sorted(chunks_of_puts_on(self._platter(name)).values())
+        for key, _ in self._chance.sample(files, min(READS, len(files))):
+            with suppress(httpx.HTTPError):
+                await self._world.request(name, "GET", f"/files/{key}")
 
     async def _flip(self, name: str) -> None:
         """A bit of a chunk flips while another peer's disk has the chunk whole; or, of one file, a bit at each peer."""

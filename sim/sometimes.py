@@ -18,7 +18,7 @@ LOGGED: dict[str, str] = {
         "a commit had an unknown outcome"
     ),
     "there is room on the disk again; this peer takes content": "a full disk had room again",
-    "%s; reading the chunk from another peer": "a read met a bad chunk and went on elsewhere",
+    "%s; reading the chunk from another peer": "a read failed on one disk and went on elsewhere",
     "chunk %s is no longer good; %d files with it are no longer held": "holds were taken back for a bad chunk",
     "the state of %s has taken the place of damaged rows; all content is verified again": "damaged rows were replaced",
     "Auto-recovered %s to %s (%d bytes from %s)": "a missing copy was fetched",
