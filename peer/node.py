@@ -9,6 +9,7 @@ from functools import partial
 import trio
 
 from peer.config import Address, Config
+from peer.events import Events
 from peer.files.delivery import Deliveries
 from peer.files.downloads import Downloads
 from peer.files.keys import Keys
@@ -55,6 +56,7 @@ log = logging.getLogger("minidfs.node")
 DATABASE = "minidfs.db"
 OWN_LISTENER = "peer"
 LIFE_BITS = 63
+EVENTS_BITS = 48
 MEETINGS_MAX = 8
 """Peers with which logs are swapped at one time because they were met: who returns meets all of a large cluster."""
 
@@ -69,7 +71,8 @@ class Node:
         self.address = config.listen
         """Where it listens; the port that was picked, once it is bound, when 0 was asked for."""
         self._stop = trio.Event()
-        self.space = Space(env, config.reserve_bytes)
+        self.events = Events(env.clock.wall_ms, env.chance("events").getrandbits(EVENTS_BITS))
+        self.space = Space(env, config.reserve_bytes, self.events)
         self.keeper = Keeper()
         self._pace = Pace(env.clock.now)
         self._sessions = Sessions(config.keyring, env.chance("session"))
@@ -224,6 +227,7 @@ class Node:
         for worker in services.workers:
             nursery.start_soon(keep, worker.name, worker.run)
         self.services = services
+        self.events.tell("started", node=self.config.node_id)
         self._exchanging.set()
         log.info("%s serves on %s, cluster %s", self.config.node_id, self.advertised, cluster_id)
         if self.config.keyring.is_open:
@@ -250,7 +254,7 @@ class Node:
         database.on_uncertain = replica.leave_epoch
         database.remember = replica.remember
         chunks = ChunkStore(env, config, database, self.space)
-        here = Holding(me.node_id, env.clock, database, replica, chunks, self.space)
+        here = Holding(me.node_id, env.clock, database, replica, chunks, self.space, self.events)
         here.is_damaged = database.look_up(lambda connection: meta_value(connection, DAMAGED)) is not None
         here.pinned_for = database.look_up(lambda connection: meta_value(connection, PINNED_FOR))
         life = Life(env.clock.wall_ms(), env.chance("life").getrandbits(LIFE_BITS))
@@ -299,6 +303,7 @@ class Node:
             here=here,
             others=others,
             sessions=self._sessions,
+            events=self.events,
             gossip=gossip,
             exchanger=exchanger,
             answering=Answering(env, here, others, exchanger, whole_states, forks, gossip),

@@ -202,6 +202,12 @@ class MemberList:
         staying = [member for member in members if not member.is_draining and not self.is_out(member.node_id)]
         return tuple(staying) or members
 
+    def place_of(self, member: Member) -> str:
+        """In one word, whether files are placed on a member: `member`, `draining` or `out`."""
+        if self.is_out(member.node_id):
+            return "out"
+        return "draining" if member.is_draining else "member"
+
     def is_out(self, node_id: NodeId) -> bool:
         """Whether a peer was down for so long that others hold its share."""
         peer = self.peers.get(node_id)
@@ -229,6 +235,11 @@ class MemberList:
         """When a peer last answered a probe of ours."""
         peer = self.peers.get(node_id)
         return peer.heard_at if peer else None
+
+    def down_since(self, node_id: NodeId) -> float | None:
+        """Since when a peer has been down; None while it is not, and before anybody has looked."""
+        peer = self.peers.get(node_id)
+        return peer.down_since if peer and peer.status is Status.DOWN else None
 
     def answers(self, node_id: NodeId) -> bool:
         """Whether a peer has answered what it was last asked in time."""

@@ -22,7 +22,7 @@ MAY_IMPORT = {"protocol": {"blake3", "msgpack"}, "peer": {"protocol"}, "sim": {"
 """What a package may import beside itself and the standard library; of third parties only protocol is restricted."""
 
 FLOORS = (
-    {"config", "tasks", "locks", "complaints", "longest", "pace"},
+    {"config", "events", "tasks", "locks", "complaints", "longest", "pace"},
     {"world", "cluster"},
     {"worker"},
     {"store"},

@@ -93,6 +93,7 @@ class Keys:
             return None
         self._here.news.tell()
         delete, nodes = written
+        self._here.events.tell("deleted", file_key=file_key, node=self._here.me)
         return Deletion(tuple(nodes), tuple(await self._spread(delete.dot, nodes)))
 
     async def _spread(self, dot: Dot, nodes: Sequence[NodeId]) -> list[NodeId]:

@@ -86,7 +86,9 @@ class Uploads:
     def _receipt(self, put: Put, deliveries: Iterable[Delivery]) -> Receipt:
         # Not whom the catalog has for holders: of a put that was there before, one may have lost its disk since.
         confirmed = [delivery.node_id for delivery in deliveries if delivery.error is None]
-        return Receipt(put, tuple(deliveries), tuple(sorted([self._here.me, *confirmed])))
+        durable = sorted([self._here.me, *confirmed])
+        self._here.tell_put(put, durable_copies=list(durable))
+        return Receipt(put, tuple(deliveries), tuple(durable))
 
     def is_small(self, size: int) -> bool:
         """Whether `take_in_small` takes a content of this many bytes."""

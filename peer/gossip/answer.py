@@ -119,6 +119,7 @@ class Answering:
             adopted = answered.adopted
         finally:
             self._stage_again(claimed, adopted)
+        here.tell_heard(ops, answered.heard)
         self._follow_up(request, answered)
         return answered.reply
 

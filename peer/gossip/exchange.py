@@ -462,6 +462,7 @@ class Link:
         # Who has much to hear yet hears of these holds last.
         turn.held = [*held, *reply.held] if reply.more else held
         if heard.applied:
+            self._here.tell_heard(ops, heard)
             self._here.news.tell()
         if heard.disputed or reply.disputed:
             self._dispute(heard, reply)

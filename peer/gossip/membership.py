@@ -84,6 +84,8 @@ class Gossip:
         """The places by which the queue of missing copies was made in this life."""
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
+        self._told = {member.node_id: others.membership.place_of(member) for member in others.membership.members()}
+        """What who watches was told of each member's place in the cluster."""
         self.datagrams_sent = 0
         self.datagrams_received = 0
         self.datagrams_dropped = 0
@@ -210,12 +212,14 @@ class Gossip:
                     nursery.start_soon(self._tick_later, after_s, self._timer)
                 case StatusChanged(node_id, status):
                     log.info("%s is %s", node_id, status.value)
+                    self._here.events.tell(status.value, node=node_id)
                 case Doubled(address, must_stop):
                     log.error("another process answers as %s at %s", self._others.me, address)
                     if must_stop:
                         self._on_doubled(address)
                 case MemberLeft(eviction):
                     log.info("%s has left the cluster", eviction.node_id)
+                    self._here.events.tell("left", node=eviction.node_id)
                 case Met(node_id):
                     self._may_rejoin = False
                     nursery.start_soon(self._on_met, node_id)
@@ -226,8 +230,20 @@ class Gossip:
             # At once, so that a change of the queue for those before ends.
             self._others.placement.follow(self._others.membership.placed())
             self._changed.set()
+            self._tell_members()
         if any(isinstance(effect, Evicted) for effect in effects):
             self._on_own_eviction()
+
+    def _tell_members(self) -> None:
+        """Tell who watches who has joined, is about to leave, is out, or is back."""
+        known = self._others.membership
+        now = {member.node_id: known.place_of(member) for member in known.members()}
+        for node_id, place in now.items():
+            before = self._told.get(node_id)
+            if place != before and not (before is None and node_id == self._others.me):
+                kind = "joined" if before is None else "stays" if place == "member" else place
+                self._here.events.tell(kind, node=node_id)
+        self._told = now
 
     def _on_own_eviction(self) -> None:
         if self._may_rejoin:

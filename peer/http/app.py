@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from peer.config import Config
-from peer.http import files, health, metrics, nodes, openapi, peers, uploads
+from peer.http import events, files, health, metrics, nodes, openapi, page, peers, uploads
 from peer.http.authentication import Authentication
 from peer.http.callers import Callers
 from peer.http.direct import Direct
@@ -21,6 +21,10 @@ from peer.world.env import Clock
 from protocol.sessions import Sessions
 
 CLIENT_ROUTES = (
+    Route("/", page.page),
+    Route("/page/{name}", page.asset),
+    Route("/events", events.events),
+    Route("/node", health.node),
     Route("/health", health.health),
     Route("/health/ready", health.ready),
     Route("/metrics", metrics.metrics),

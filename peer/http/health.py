@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from peer.http.errors import RETRY_AFTER, error_response
 from peer.http.facade import FACADE
+from peer.http.requests import services_of
+from peer.http.services import Services
+from peer.store.lookups import totals
+from peer.world.env import Work
 
 
 async def health(request: Request) -> JSONResponse:
@@ -25,6 +31,45 @@ async def health(request: Request) -> JSONResponse:
             "cluster_id": running.others.cluster_id if running else None,
         }
     )
+
+
+async def node(request: Request) -> JSONResponse:
+    """`GET /node`: what this peer knows of itself alone, and what its operator should know."""
+    services = services_of(request)
+    me, disk = services.others.me, services.env.disk
+    counted = await services.here.database.read(lambda connection: totals(connection, me))
+    return JSONResponse(
+        {
+            "id": me,
+            "version": services.env.version,
+            "files": counted.files,
+            "copies": counted.copies,
+            "missing": counted.missing.get(me, 0),
+            "disk_free_bytes": await services.env.run_blocking(Work.DISK, disk.free_bytes),
+            "disk_total_bytes": await services.env.run_blocking(Work.DISK, disk.total_bytes),
+            "warnings": list(_warnings(services)),
+        }
+    )
+
+
+def _warnings(services: Services) -> Iterator[str]:
+    config, here = services.config, services.here
+    if len(services.others.membership.members()) == 1:
+        yield "this peer is alone: what is uploaded here has one copy"
+    if here.space.reason is not None:
+        yield here.space.reason
+    if here.is_damaged:
+        yield "rows of its database are damaged; it takes over those of another peer"
+    if config.keyring.is_open:
+        yield "it has no cluster key: every program of this machine can act as a peer"
+    if not config.listen.is_loopback:
+        yield f"whoever reaches {config.listen} can read, write and delete: clients are not authenticated"
+    if config.durability == "os":
+        yield "copies are told of before they are on the disk"
+    for worker in services.workers:
+        error = worker.status().error
+        if error is not None:
+            yield f"{worker.name} fails: {error}"
 
 
 async def ready(request: Request) -> JSONResponse:

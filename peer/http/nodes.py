@@ -42,14 +42,9 @@ def _node_json(services: Services, member: Member) -> dict[str, object]:
         "latency_ms": latency_ms(services.others, member.node_id),
         "zone": member.zone,
         "state": status.value,
-        "membership": _membership(services, member),
+        "down_since": rfc3339(_down_since_ms(services, member.node_id)),
+        "membership": services.others.membership.place_of(member),
     }
-
-
-def _membership(services: Services, member: Member) -> str:
-    if services.others.membership.is_out(member.node_id):
-        return "out"
-    return "draining" if member.is_draining else "member"
 
 
 def _heartbeat_ms(services: Services, node_id: NodeId) -> int | None:
@@ -58,6 +53,11 @@ def _heartbeat_ms(services: Services, node_id: NodeId) -> int | None:
         return wall_ms
     heard_at = services.others.membership.heard_at(node_id)
     return None if heard_at is None else wall_ms - int((services.env.clock.now() - heard_at) * 1000)
+
+
+def _down_since_ms(services: Services, node_id: NodeId) -> int | None:
+    since = services.others.membership.down_since(node_id)
+    return None if since is None else services.here.wall_ms() - int((services.env.clock.now() - since) * 1000)
 
 
 def latency_ms(others: Peers, node_id: NodeId) -> int:

@@ -145,10 +145,22 @@ SCHEMAS: Json = {
         role=_one_of("PEER"),
         last_heartbeat=_or_null(TIME),
         latency_ms=COUNT,
+        down_since=_or_null(TIME),
         zone=TEXT,
         state=_one_of(*(status.value for status in BELIEFS)),
         membership=_one_of("member", "draining", "out"),
     ),
+    "OwnNode": _object(
+        id=NODE_ID,
+        version=TEXT,
+        files=COUNT,
+        copies=COUNT,
+        missing=COUNT,
+        disk_free_bytes=SIZE,
+        disk_total_bytes=SIZE,
+        warnings=_list(TEXT),
+    ),
+    "Events": _object(events=_list({"type": "object", "required": ["id", "at", "kind"]}), last=TEXT),
     "NodesChecked": _object(
         checked_at=TIME,
         nodes=_list(_object(id=NODE_ID, address=TEXT, status=_one_of("UP", "DOWN"), latency_ms=COUNT)),
@@ -270,7 +282,27 @@ def _paths() -> Json:
     form = {"multipart/form-data": {"schema": _object(file=BYTES)}}
     upload: Json = {"errors": "400 413 415 503 507", "body": form}
     upload["parameters"] = [_query("file_id", "Yours instead of a drawn one.", FILE_ID), *_COPIES]
+    page = {"description": "The page.", "content": {"text/html": {"schema": TEXT}}}
+    part = {"description": "A part of it.", "content": {"*/*": {}}}
+    happened = _json(_ref("Events"))
+    happened["content"]["text/event-stream"] = {"schema": TEXT}
     return {
+        "/": {
+            "get": _operation("page", "The web page.", page, "400 503", [_query("name", "A prefix of names.", TEXT)]),
+        },
+        "/page/{name}": {
+            "get": _operation("pagePart", "A part of the web page.", part, "404", [_path("name", TEXT)]),
+        },
+        "/events": {
+            "get": _operation(
+                "events",
+                "What happened here: a list, or server-sent events for who accepts them.",
+                happened,
+                "503",
+                [_query("after", "Only what happened behind this one.", TEXT)],
+            ),
+        },
+        "/node": {"get": _operation("ownNode", "What this peer knows of itself.", _json(_ref("OwnNode")), "503")},
         "/health": {"get": _operation("health", "Whether this peer serves.", _json(_ref("Health")))},
         "/health/ready": {
             "get": _operation("ready", "Whether to send requests here.", _json(_ref("Ready")), "503"),

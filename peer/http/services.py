@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import trio
 
 from peer.config import Config
+from peer.events import Events
 from peer.files.downloads import Downloads
 from peer.files.keys import Keys
 from peer.files.listing import Listing
@@ -41,6 +42,7 @@ class Services:
     here: Holding
     others: Peers
     sessions: Sessions
+    events: Events
     gossip: Gossip
     exchanger: Exchanger
     answering: Answering
@@ -61,6 +63,8 @@ class Services:
     keeper: Keeper
     workers: tuple[Worker, ...]
     """All that works without being asked."""
+    watchers: set[object] = field(default_factory=set)
+    """Those who watch events as they happen."""
     ready: trio.Event = field(default_factory=trio.Event)
     """Set once this peer has joined its cluster."""
     draining: trio.Event = field(default_factory=trio.Event)

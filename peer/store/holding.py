@@ -13,6 +13,7 @@ from typing import TypeVar
 import trio
 from blake3 import blake3
 
+from peer.events import Events, Value
 from peer.store import lookups
 from peer.store.catalog import SqliteStore
 from peer.store.chunk_files import FreshChunk
@@ -28,7 +29,7 @@ from protocol import catalog
 from protocol.forks import Fingerprints, find_fork
 from protocol.identity import Dot, NodeId, Origin, VersionVector
 from protocol.messages import SMALL_CHUNK_BYTES_MAX
-from protocol.ops import Chunk, Op, Put
+from protocol.ops import Chunk, Delete, Op, Put
 from protocol.replica import Heard, Replica
 
 T = TypeVar("T")
@@ -41,6 +42,11 @@ DAMAGED = "damaged"
 PINNED_FOR = "pinned_for"
 """The key in `meta` that names the peer for whose sake more content is kept than files need."""
 
+OPS_TOLD_MAX = 50
+"""Of one message: more than these are told as a number."""
+KEYS_TOLD_MAX = 5
+"""Of the files that a bad chunk was for."""
+
 LOOKS_MAX = 8
 """At a chunk that is replaced again and again while it is being read."""
 
@@ -49,9 +55,18 @@ class Holding:
     """One peer's log, catalog and content, as one thing. A *step* runs inside a transaction, see `Database.write`."""
 
     def __init__(
-        self, me: NodeId, clock: Clock, database: Database, replica: Replica, chunks: ChunkStore, space: Space
+        self,
+        me: NodeId,
+        clock: Clock,
+        database: Database,
+        replica: Replica,
+        chunks: ChunkStore,
+        space: Space,
+        events: Events,
     ) -> None:
         self.me = me
+        self.events = events
+        """Told of what happens to files here."""
         self._clock = clock
         self.database = database
         self.replica = replica
@@ -304,7 +319,34 @@ class Holding:
             if keys:
                 name = chunk_hash.hex()
                 log.error("chunk %s is no longer good; %d files with it are no longer held", name, len(keys))
+                self.events.tell("rot", file_keys=keys[:KEYS_TOLD_MAX], files=len(keys))
                 self.news.tell()
+
+    def tell_heard(self, ops: Sequence[Op], heard: Heard) -> None:
+        """Tell who watches what others did, once it is here; of very much only how much."""
+        if heard.applied != len(ops) or len(ops) > OPS_TOLD_MAX:
+            # They came from another peer too, or this peer catches up.
+            if heard.applied:
+                self.events.tell("heard", changes=heard.applied)
+            return
+        for op in ops:
+            match op:
+                case Put():
+                    self.tell_put(op)
+                case Delete():
+                    self.events.tell("deleted", file_key=op.file_key, node=op.dot.origin.node_id)
+
+    def tell_put(self, put: Put, **more: Value) -> None:
+        """Tell who watches that a file was uploaded, or registered."""
+        manifest = put.manifest
+        self.events.tell(
+            "uploaded" if manifest.is_upload else "registered",
+            file_key=manifest.file_key,
+            filename=manifest.filename,
+            size_bytes=manifest.size_bytes,
+            node=put.dot.origin.node_id,
+            **more,
+        )
 
     async def doubt_hold(self, put: Dot) -> None:
         """A chunk of a put is not here: if this peer says all the same that it has the put, it takes that back.

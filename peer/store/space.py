@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from peer.events import Events
 from peer.worker import Worker
 from peer.world.env import Env, NoSpace, StoreError, Work
 
@@ -24,8 +25,9 @@ class Space(Worker):
 
     name = "space"
 
-    def __init__(self, env: Env, reserve_bytes: int) -> None:
+    def __init__(self, env: Env, reserve_bytes: int, events: Events) -> None:
         super().__init__()
+        self._events = events
         self._env = env
         self._reserve_bytes = reserve_bytes
         self.reason: str | None = None
@@ -42,6 +44,7 @@ class Space(Worker):
             return
         self.reason = "the disk is full: this peer is read-only but for deletions; make room, or add a peer"
         log.error("%s", self.reason)
+        self._events.tell("disk full")
         try:
             self._env.disk.remove(RESERVE)
         except StoreError as error:
@@ -72,6 +75,7 @@ class Space(Worker):
                 await self._env.run_blocking(Work.DISK, self._set_aside)
                 self.reason = None
                 log.warning("there is room on the disk again; this peer takes content")
+                self._events.tell("disk has room")
         except StoreError as error:
             log.debug("looking for room: %s", error)
 

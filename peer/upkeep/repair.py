@@ -134,6 +134,7 @@ class Repair(Worker):
             deficits = Deficits(self._here.database, self._here.me, self._live)
             until = math.inf if all_of_it else self._env.clock.now() + ROUND_S
             total = failed = 0
+            copies_before, bytes_before = self.copies_made, self.bytes_made
             while lacking := await deficits.page():
                 due = [put for put in lacking if all_of_it or self._is_due(put.dot)]
                 await self._fetch_all(due)
@@ -145,6 +146,8 @@ class Repair(Worker):
                     # What has become more urgent meanwhile goes first.
                     self.wake()
                     break
+            if made := self.copies_made - copies_before:
+                self._here.events.tell("copied", copies=made, size_bytes=self.bytes_made - bytes_before)
             return Recovery(total=total, success=total - failed, failed=failed)
 
     def _live(self) -> tuple[NodeId, ...]:

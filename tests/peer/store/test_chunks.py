@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peer.config import Address, Config
+from peer.events import Events
 from peer.store.catalog import no_targets
 from peer.store.chunk_files import ChunkWriter, FreshChunk
 from peer.store.chunks import VERIFIED_FOR_S, ChunkStore, adopt
@@ -70,13 +71,15 @@ class Store:
     def __init__(self, disk: Disk, life: int = 1) -> None:
         config = Config(node_id="node-1", listen=Address("127.0.0.1", 0), data=Path(), inline_bytes_max=INLINE)
         self.env = PlainEnv(disk, life)
+        self.events = Events(lambda: 0, life)
         self.database = Database(self.env, "minidfs.db", no_targets)  # type: ignore[arg-type]
         trio.run(self.database.open)
-        self.chunks = ChunkStore(self.env, config, self.database, Space(self.env, 0))  # type: ignore[arg-type]
+        self.chunks = ChunkStore(self.env, config, self.database, Space(self.env, 0, self.events))  # type: ignore[arg-type]
         trio.run(self.chunks.open)
         self.replica = Replica(NodeId("node-1"), self.database.store, self.env.chance("epochs"))
+        space = Space(self.env, 0, self.events)  # type: ignore[arg-type]
         self.here = Holding(
-            NodeId("node-1"), self.env.clock, self.database, self.replica, self.chunks, Space(self.env, 0)  # type: ignore[arg-type]
+            NodeId("node-1"), self.env.clock, self.database, self.replica, self.chunks, space, self.events  # type: ignore[arg-type]
         )  # fmt: skip
 
     def take_inventory(self) -> None:

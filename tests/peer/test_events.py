@@ -1,0 +1,19 @@
+"""What happened, for people who watch."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peer.events import KEPT_MAX, Events
+
+
+@given(st.integers(0, 2 * KEPT_MAX), st.integers(-1, 3 * KEPT_MAX))
+def test_the_newest_events_are_remembered_in_their_order_and_told_behind_any_of_them(told: int, behind: int) -> None:
+    events = Events(lambda: 7, 1)
+    for number in range(told):
+        events.tell("down", node=f"node-{number}")
+    assert events.last == told
+    numbers = [event.number for event in events.since(behind)]
+    assert numbers == list(range(max(behind, told - KEPT_MAX, 0) + 1, told + 1))
+    assert all(event.about == {"node": f"node-{event.number - 1}"} for event in events.since(behind))
