@@ -44,6 +44,8 @@ REPAIR = "tests/peer/upkeep/test_repair.py"
 EVICTION = "tests/peer/gossip/test_eviction.py"
 CLUSTER_KEY = "tests/peer/gossip/test_cluster_key.py"
 OUT = "tests/peer/gossip/test_out.py"
+PAGE = "tests/peer/http/test_page.py"
+EVENTS = "tests/peer/http/test_events.py"
 LEAVING = "tests/peer/upkeep/test_leaving.py"
 SESSIONS = "tests/protocol/test_sessions.py"
 DEFICITS = "tests/peer/upkeep/test_deficits.py"
@@ -1455,6 +1457,48 @@ MUTANTS = (
         '        if FROM_PEER in scope["state"]:',
         '        if scope["path"].startswith(PEER_PATHS):',
         (f"{SERVER}::test_who_only_asks_what_peers_ask_is_kept_no_longer_than_others",),
+    ),
+    # --- the web page, and what it is told ---
+    Mutant(
+        "names-are-markup",
+        "A file's name is part of the page as it is.",
+        "peer/http/page.py",
+        "escape(file.filename)",
+        "file.filename",
+        (f"{PAGE}::test_names_are_text_and_never_markup",),
+    ),
+    Mutant(
+        "page-filled-twice",
+        "What somebody searches for is filled in like a place of the page.",
+        "peer/http/page.py",
+        "    content = _PLACE.sub(lambda match: values[match[1]], _TEMPLATE)",
+        "    content = _PLACE.sub(lambda match: values[match[1]], _TEMPLATE)\n"
+        "    content = _PLACE.sub(lambda match: values[match[1]], content)",
+        (f"{PAGE}::test_names_are_text_and_never_markup",),
+    ),
+    Mutant(
+        "policy-by-members",
+        "An address that a member made up is part of the page's policy.",
+        "peer/http/page.py",
+        "for address in addresses if _is_plain(address))",
+        "for address in addresses)",
+        (f"{PAGE}::test_the_page_may_ask_its_own_peer_and_the_members_and_nobody_else",),
+    ),
+    Mutant(
+        "events-of-another-life",
+        "After a restart who watches is told nothing until there are as many events as before.",
+        "peer/http/events.py",
+        "    if match is None or int(match[1], 16) != events.life:",
+        "    if match is None:",
+        (f"{EVENTS}::test_who_asks_again_is_told_what_is_new_and_of_another_life_everything",),
+    ),
+    Mutant(
+        "watchers-without-end",
+        "As many as like may watch.",
+        "peer/http/events.py",
+        "    if len(services.watchers) >= WATCHERS_MAX:",
+        "    if not services:",
+        (f"{EVENTS}::test_no_more_than_some_may_watch",),
     ),
     # --- damaged rows ---
     Mutant(
