@@ -114,6 +114,8 @@ class RepairAttempt:
     retry_count: int
     last_attempt_ms: int | None
     error: str | None
+    next_attempt_ms: int | None = None
+    """Of one that failed, at the earliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +345,8 @@ def encode_attempts(attempts: Sequence[RepairAttempt]) -> bytes:
 
 def _attempt_fields(attempt: RepairAttempt) -> list[object]:
     error = None if attempt.error is None else attempt.error[:ERROR_CHARS_MAX]
-    return [attempt.item_id, attempt.status.value, attempt.retry_count, attempt.last_attempt_ms, error]
+    times = attempt.last_attempt_ms, attempt.next_attempt_ms
+    return [attempt.item_id, attempt.status.value, attempt.retry_count, *times, error]
 
 
 def decode_attempts(raw: bytes) -> tuple[RepairAttempt, ...]:
@@ -352,7 +355,7 @@ def decode_attempts(raw: bytes) -> tuple[RepairAttempt, ...]:
 
 
 def _read_attempt(value: object) -> RepairAttempt:
-    item_id, status, retry_count, last_attempt_ms, error = codec.read_list(value, 5)
+    item_id, status, retry_count, last_attempt_ms, next_attempt_ms, error = codec.read_list(value, 6)
     if codec.read_text(status, STATUS_CHARS_MAX) not in ItemStatus.__members__:
         raise MalformedMessage(f"a repair of unknown status {status!r}")
     return RepairAttempt(
@@ -361,6 +364,7 @@ def _read_attempt(value: object) -> RepairAttempt:
         codec.read_int(retry_count, codec.SIZE_MAX),
         None if last_attempt_ms is None else codec.read_int(last_attempt_ms, codec.MS_MAX),
         None if error is None else codec.read_text(error, ERROR_CHARS_MAX),
+        None if next_attempt_ms is None else codec.read_int(next_attempt_ms, codec.MS_MAX),
     )
 
 

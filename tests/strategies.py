@@ -108,6 +108,7 @@ ATTEMPTS = st.builds(
     COUNTS,
     st.none() | st.integers(0, (1 << 47) - 1),
     st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
+    st.none() | st.integers(0, (1 << 47) - 1),
 )
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | TEXT | st.binary(),

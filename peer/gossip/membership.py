@@ -86,6 +86,8 @@ class Gossip:
         self._timer = trio.CancelScope()
         self._told = {member.node_id: others.membership.place_of(member) for member in others.membership.members()}
         """What who watches was told of each member's place in the cluster."""
+        self.doubled_at: str | None = None
+        """Where another process went by this peer's id in this life."""
         self.datagrams_sent = 0
         self.datagrams_received = 0
         self.datagrams_dropped = 0
@@ -215,6 +217,8 @@ class Gossip:
                     self._here.events.tell(status.value, node=node_id)
                 case Doubled(address, must_stop):
                     log.error("another process answers as %s at %s", self._others.me, address)
+                    self.doubled_at = address
+                    self._here.events.tell("doubled", node=self._others.me, address=address)
                     if must_stop:
                         self._on_doubled(address)
                 case MemberLeft(eviction):

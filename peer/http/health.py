@@ -58,6 +58,8 @@ def _warnings(services: Services) -> Iterator[str]:
         yield "this peer is alone: what is uploaded here has one copy"
     if here.space.reason is not None:
         yield here.space.reason
+    if services.gossip.doubled_at is not None:
+        yield f"another process went by the same id, at {services.gossip.doubled_at}; give one of the two another --id"
     if here.is_damaged:
         yield "rows of its database are damaged; it takes over those of another peer"
     if config.keyring.is_open:

@@ -151,6 +151,7 @@ def _item_json(item: QueueItem) -> dict[str, object]:
         "status": item.status.value,
         "retry_count": item.retry_count,
         "last_attempt": rfc3339(item.last_attempt_ms),
+        "next_attempt": rfc3339(item.next_attempt_ms),
         "created_at": rfc3339(item.created_at_ms),
         "error_message": item.error,
     }

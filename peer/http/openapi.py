@@ -173,6 +173,7 @@ SCHEMAS: Json = {
         status=_one_of(*ItemStatus.__members__),
         retry_count=COUNT,
         last_attempt=_or_null(TIME),
+        next_attempt=_or_null(TIME),
         created_at=TIME,
         error_message=_or_null(TEXT),
     ),

@@ -63,6 +63,7 @@ class QueueItem:
     status: ItemStatus
     created_at_ms: int
     last_attempt_ms: int | None
+    next_attempt_ms: int | None = None
     retry_count: int = 0
     error: str | None = None
 

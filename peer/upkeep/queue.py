@@ -90,5 +90,6 @@ def _with_attempt(item: QueueItem, attempt: RepairAttempt | None) -> QueueItem:
         status=attempt.status,
         retry_count=attempt.retry_count,
         last_attempt_ms=attempt.last_attempt_ms,
+        next_attempt_ms=attempt.next_attempt_ms,
         error=attempt.error,
     )

@@ -329,9 +329,16 @@ class Repair(Worker):
                 attempt.retry_count,
                 attempt.last_attempt_ms,
                 attempt.error,
+                self._next_ms(attempt),
             )
             for dot, attempt in self.attempts.items()
         ]
+
+    def _next_ms(self, attempt: Attempt) -> int | None:
+        """When a copy that could not be had is tried again, at the earliest."""
+        if attempt.status is not ItemStatus.FAILED:
+            return None
+        return self._here.wall_ms() + max(0, int((attempt.not_before - self._env.clock.now()) * 1000))
 
 
 class DeficitWatch(Worker):

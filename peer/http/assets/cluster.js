@@ -25,7 +25,7 @@ export function draw(files, nodes, missing) {
   queueShown.textContent = missing.missing ? `${open.length} of ${missing.missing}` : "None.";
   queue.replaceChildren(
     ...open.map((item) =>
-      make("tr", {}, ...[nameOf(item.file_key), item.target_node_id, item.status, item.retry_count, item.error_message ?? ""].map((cell) => make("td", {}, `${cell}`))),
+      make("tr", {}, ...[nameOf(item.file_key), item.target_node_id, item.status, item.retry_count, item.next_attempt ? time(item.next_attempt) : "", item.error_message ?? ""].map((cell) => make("td", {}, `${cell}`))),
     ),
   );
 }

@@ -49,6 +49,7 @@ const SAID = {
   draining: (event) => `${event.node} is leaving the cluster`,
   stays: (event) => `${event.node} is a full member again`,
   left: (event) => `${event.node} has left the cluster`,
+  doubled: (event) => `another process answers as ${event.node}, at ${event.address}`,
   uploaded: (event) => `${named(event)} was uploaded through ${event.node} (${size(event.size_bytes)})`,
   registered: (event) => `${named(event)} was registered through ${event.node}`,
   deleted: (event) => `${event.file_key} was deleted through ${event.node}`,
