@@ -518,9 +518,8 @@ def test_the_queue_is_filtered_before_it_is_cut() -> None:
         assert_error(await ask(world, "GET", "/replication-queue?limit=0"), 400)
         (item, *_) = (await ask(world, "GET", "/replication-queue")).json()["items"]
         assert set(item) == {
-            "id", "file_key", "target_node_id", "source_node_id", "status", "retry_count", "last_attempt", "next_attempt",
-            "created_at",
-            "error_message",
+            "id", "file_key", "target_node_id", "source_node_id", "status", "retry_count", "last_attempt",
+            "next_attempt", "created_at", "error_message",
         }  # fmt: skip
         assert (item["source_node_id"], item["target_node_id"]) == ("node-1", "node-2")
 
