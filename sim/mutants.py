@@ -1353,6 +1353,14 @@ MUTANTS = (
         "            found |= dict.fromkeys((await self._resolve(name))[:1])",
         (f"{JOINING}::test_a_name_is_all_its_addresses_but_our_own_and_looked_up_anew_each_time",),
     ),
+    Mutant(
+        "closed-for-good",
+        "A peer whose farewell failed takes nothing in any more, though it stays.",
+        "peer/upkeep/leaving.py",
+        "            self._here.is_closed = is_heard",
+        "            self._here.is_closed = True",
+        (f"{LEAVING}::test_a_farewell_that_fails_as_the_disk_does_leaves_the_peer_open",),
+    ),
     # --- the cluster's key ---
     Mutant(
         "key-not-checked",

@@ -77,8 +77,12 @@ class Callers:
 
     def _origins_of_members(self) -> Iterator[str]:
         services = self._services()
+        facade = self._config.facade
         for member in services.others.membership.members() if services else ():
             yield f"http://{member.address}"
+            if facade is not None:
+                # What is served there is served here too, and its pages go on here when they must.
+                yield f"http://{member.address.rpartition(':')[0]}:{facade.port}"
 
 
 def _host_of(url: str) -> str | None:

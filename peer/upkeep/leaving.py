@@ -14,6 +14,7 @@ from peer.gossip.peers import Peers
 from peer.store.holding import Holding
 from peer.store.lookups import lacks_copies_of_held
 from peer.worker import Worker
+from peer.world.env import StoreError
 from protocol.identity import NodeId
 
 log = logging.getLogger("minidfs.leaving")
@@ -42,7 +43,12 @@ class Leaving(Worker):
         return self._others.membership.me.is_draining
 
     async def drain(self, *, leaves: bool) -> None:
-        """Have others hold what this peer holds, and then leave; or stay after all. Raises StoreError."""
+        """Have others hold what this peer holds, and then leave; or stay after all.
+
+        Raises StoreError, also when it is too late to stay.
+        """
+        if self._here.is_closed and not leaves:
+            raise StoreError("this peer is saying farewell to the others, and cannot stay any more")
         if leaves is not self._is_draining:
             log.info("this peer %s", "is to leave the cluster" if leaves else "stays in the cluster after all")
         await self._gossip.drain(leaves=leaves)
@@ -55,11 +61,15 @@ class Leaving(Worker):
         # At first beside the writer, which with many files it would hold up.
         if await self._here.database.read(lacks_copies_of_held) or not await self._here.close_if(self._may_go):
             return
-        if await self._say_farewell():
+        is_heard = False
+        try:
+            is_heard = await self._say_farewell()
+        finally:
+            # Whatever went wrong: a peer that stays takes files again.
+            self._here.is_closed = is_heard
+        if is_heard:
             log.info("others have all that this peer held: it leaves the cluster")
             await self._gossip.evict(self._others.me)
-        else:
-            self._here.is_closed = False
 
     def _may_go(self) -> bool:
         """A step's part: whether nobody lacks anything that is here, and nobody has thought better of it."""

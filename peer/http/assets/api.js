@@ -12,10 +12,10 @@ let known = told;
 /** The base of links to files. */
 export const origin = () => base;
 
-/** Remember where the members are, as the cluster says now; false if this page may not ask one of them. */
+/** Remember where the members are, as the cluster says now; those that this page may not ask, as its policy is older. */
 export function remember(addresses) {
-  known = addresses;
-  return addresses.every((address) => address === home || told.includes(address));
+  known = addresses.filter((address) => address === home || told.includes(address));
+  return addresses.filter((address) => !known.includes(address));
 }
 
 /** What went wrong with a request, as the peer says it. */

@@ -40,7 +40,7 @@ async function look() {
     const [nodes, queue, few, health] = await Promise.all([
       ask("/nodes"), ask(`/replication-queue?limit=${QUEUE_MAX}`), ask("/files?limit=1"), ask("/health"),
     ]);
-    if (!remember(nodes.map((node) => node.address)) && !isBusy()) location.reload();
+    renew(remember(nodes.map((node) => node.address)));
     document.getElementById("peer").textContent = health.node_id;
     document.getElementById("version").textContent = health.version;
     cluster.draw(few.total, nodes, queue);
@@ -61,6 +61,14 @@ async function look() {
   } finally {
     looking = false;
   }
+}
+
+/** Load the page anew, once, for members that came since: its policy names those it may ask. */
+function renew(strangers) {
+  const names = strangers.join(" ");
+  if (!names || isBusy() || sessionStorage.getItem("renewed for") === names) return;
+  sessionStorage.setItem("renewed for", names);
+  location.reload();
 }
 
 // What happens, as it happens.

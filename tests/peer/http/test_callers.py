@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -14,13 +16,16 @@ from worlds import get, in_world
 
 from peer.config import Address, Config
 from peer.http.callers import Callers
+from protocol.identity import Member, NodeId
 from sim.world import World
 
 LOOPBACK = Config(node_id="node-1", listen=Address("127.0.0.1", 8001), data=Path(), facade=Address("127.0.0.1", 8080))
 OPEN = replace(LOOPBACK, listen=Address("0.0.0.0", 8001), facade=None, names=("store.example",), hostname="box")  # noqa: S104
 
 
-def ask(config: Config, method: str = "GET", server: str = "10.1.2.3", **headers: str) -> tuple[httpx.Response, bool]:
+def ask(
+    config: Config, method: str = "GET", server: str = "10.1.2.3", members: tuple[Member, ...] = (), **headers: str
+) -> tuple[httpx.Response, bool]:
     """The answer to a request with these header fields, and whether the app was asked."""
     asked = False
 
@@ -30,7 +35,8 @@ def ask(config: Config, method: str = "GET", server: str = "10.1.2.3", **headers
         await PlainTextResponse("content", headers={"vary": "Accept"})(scope, receive, send)
 
     async def main() -> httpx.Response:
-        callers = Callers(app, config, lambda: None)
+        services: Any = SimpleNamespace(others=SimpleNamespace(membership=SimpleNamespace(members=lambda: members)))
+        callers = Callers(app, config, lambda: services)
 
         async def from_server(scope: Scope, receive: Receive, send: Send) -> None:
             await callers({**scope, "server": (server, 8001)}, receive, send)
@@ -117,6 +123,20 @@ def test_programs_send_no_origin_and_get_no_header_for_pages() -> None:
     answer, asked = ask(LOOPBACK)
     assert (answer.status_code, asked) == (200, True)
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://10.0.0.2:8001", 200), ("http://10.0.0.2:8080", 200), ("http://10.0.0.2:8002", 403),
+        ("https://10.0.0.2:8080", 403), ("http://10.0.0.3:8080", 403), ("http://[fd00::2]:8080", 200),
+    ],
+)  # fmt: skip
+def test_pages_of_members_may_ask_from_their_own_ports_and_that_of_the_naming_service(origin: str, status: int) -> None:
+    config = replace(OPEN, facade=Address("10.1.2.3", 8080))
+    members = (Member(NodeId("b"), "10.0.0.2:8001", 1), Member(NodeId("c"), "[fd00::2]:8001", 1))
+    answer, asked = ask(config, members=members, host="10.1.2.3:8001", origin=origin)
+    assert (answer.status_code, asked) == (status, status == 200)
 
 
 def test_a_page_elsewhere_can_neither_write_nor_register_and_one_of_a_member_can() -> None:

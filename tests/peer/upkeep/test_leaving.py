@@ -22,6 +22,7 @@ from worlds import (
 )
 
 from peer.upkeep.leaving import Leaving
+from peer.world.env import StoreError
 from protocol.identity import NodeId
 from sim.world import World
 
@@ -196,6 +197,42 @@ def test_a_farewell_that_nobody_heard_is_said_again(monkeypatch: pytest.MonkeyPa
         assert (await put(world, GOING, "k", b"content"))["file_id"] == "k"
         await wait_gone(world, GOING)
         assert await everywhere(world, "k") == [b"content"] * 2
+
+    in_world(scenario, copies=2, **SMALL)
+
+
+def test_a_farewell_that_fails_as_the_disk_does_leaves_the_peer_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        farewell, said = Leaving._say_farewell, list[bool]()
+
+        async def say_farewell(self: Leaving) -> bool:
+            said.append(here(world, GOING).is_closed)
+            if len(said) == 1:
+                raise StoreError("the disk fails")
+            return await farewell(self)
+
+        monkeypatch.setattr(Leaving, "_say_farewell", say_farewell)
+        await leave(world, "node-1", GOING)
+        await world.wait_until(lambda: len(said) == 1, 60)
+        assert not here(world, GOING).is_closed
+        assert (await put(world, GOING, "k", b"content"))["file_id"] == "k"
+        await wait_gone(world, GOING)
+
+    in_world(scenario, copies=2, **SMALL)
+
+
+def test_who_says_farewell_already_cannot_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        farewell, answers = Leaving._say_farewell, list[int]()
+
+        async def say_farewell(self: Leaving) -> bool:
+            answers.append((await leave(world, "node-1", GOING, undo="true")).status_code)
+            return await farewell(self)
+
+        monkeypatch.setattr(Leaving, "_say_farewell", say_farewell)
+        await leave(world, "node-1", GOING)
+        await wait_gone(world, GOING)
+        assert answers == [503]
 
     in_world(scenario, copies=2, **SMALL)
 
