@@ -44,10 +44,14 @@ def nodes(remote: Remote, as_json: bool) -> None:
         print_json(found)
         return
     rows = [
-        (node["id"], node["state"], node["address"], _latency(node), node["last_heartbeat"] or "never")
-        for node in found
+        (node["id"], _state(node), node["address"], _latency(node), node["last_heartbeat"] or "never") for node in found
     ]
     print_table(("NODE", "STATE", "ADDRESS", "LATENCY", "LAST HEARD"), rows)
+
+
+def _state(node: dict[str, Any]) -> str:
+    """Whether it answers, and whether it is on its way out."""
+    return node["state"] if node["membership"] == "member" else f"{node['state']}, {node['membership']}"
 
 
 def _latency(node: dict[str, Any]) -> str:

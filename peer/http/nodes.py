@@ -137,6 +137,7 @@ def _filling_json(target: Filling) -> dict[str, object]:
     return {
         "node_id": target.target,
         "missing": target.missing,
+        "missing_bytes": target.missing_bytes,
         "copies_per_s": round(target.copies_per_s, 1),
         "seconds_left": target.seconds_left,
     }

@@ -183,7 +183,13 @@ SCHEMAS: Json = {
         missing=COUNT,
         seconds_left=_or_null(COUNT),
         targets=_list(
-            _object(node_id=NODE_ID, missing=COUNT, copies_per_s={"type": "number"}, seconds_left=_or_null(COUNT))
+            _object(
+                node_id=NODE_ID,
+                missing=COUNT,
+                missing_bytes=SIZE,
+                copies_per_s={"type": "number"},
+                seconds_left=_or_null(COUNT),
+            )
         ),
     ),
     "Leaving": _object(message=TEXT, node_id=NODE_ID),

@@ -273,6 +273,8 @@ class Filling(NamedTuple):
 
     target: NodeId
     missing: int
+    missing_bytes: int
+    """Exact up to SIZES_READ_MAX files, beyond them as if the others were as large as those on average."""
     copies_per_s: float
     """That came back lately."""
 
@@ -282,6 +284,7 @@ class Filling(NamedTuple):
         return math.ceil(self.missing / self.copies_per_s) if self.copies_per_s else None
 
 
+SIZES_READ_MAX = 10_000
 LATELY_MS = 60_000
 
 
@@ -297,7 +300,20 @@ def filling(connection: sqlite3.Connection, now_ms: int) -> list[Filling]:
         "SELECT id, node_id, (SELECT count(*) FROM queue WHERE target = nodes.id AND status = 'PENDING') FROM nodes"
         " ORDER BY node_id"
     )
-    return [Filling(NodeId(name), count, rates.get(node, 0.0)) for node, name, count in missing if count]
+    return [
+        Filling(NodeId(name), count, _missing_bytes(connection, node, count), rates.get(node, 0.0))
+        for node, name, count in missing
+        if count
+    ]
+
+
+def _missing_bytes(connection: sqlite3.Connection, node: int, missing: int) -> int:
+    sizes, read = connection.execute(
+        "SELECT sum(size_bytes), count(*) FROM (SELECT puts.size_bytes FROM queue JOIN puts ON puts.id = queue.put"
+        " WHERE queue.target = ? AND queue.status = 'PENDING' LIMIT ?)",
+        (node, SIZES_READ_MAX),
+    ).fetchone()
+    return int(sizes) * missing // int(read)
 
 
 # --- what is missing ---

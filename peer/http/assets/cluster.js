@@ -58,7 +58,7 @@ function card(known, node, lack) {
     ["Zone", node.zone || "–"],
     ["Files", own.copies === undefined ? "–" : `${own.copies} of ${own.files}`],
     ["Disk", own.disk_free_bytes === undefined ? "–" : `${size(own.disk_free_bytes)} of ${size(own.disk_total_bytes)} free`],
-    ["Missing", lack ? `${many(lack.missing, "copy", "copies")}${lack.seconds_left === null ? "" : `, ${duration(lack.seconds_left)} to go`}` : "nothing"],
+    ["Missing", lack ? `${many(lack.missing, "copy", "copies")}, ${size(lack.missing_bytes)}${lack.seconds_left === null ? "" : `, ${duration(lack.seconds_left)} to go`}` : "nothing"],
     ["Version", own.version ?? "–"],
     ["Address", node.address],
   ];

@@ -472,6 +472,25 @@ def test_a_senseless_page_is_400(query: str) -> None:
     alone(scenario)
 
 
+def test_the_queue_says_how_many_bytes_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        await world.crash("node-2")
+        await trio.sleep(5)
+        for size in (10, 20, 3000):
+            await put(world, "node-1", f"k{size}", b"x" * size)
+
+        async def missing_bytes() -> list[int]:
+            targets = (await ask(world, "GET", "/replication-queue")).json()["targets"]
+            return [target["missing_bytes"] for target in targets]
+
+        assert await missing_bytes() == [3030]
+        monkeypatch.setattr("peer.store.lookups.SIZES_READ_MAX", 2)
+        # Whichever two of them are read.
+        assert await missing_bytes() in ([45], [4515], [4530])
+
+    in_world(scenario, peers=2, copies=2, **SMALL)
+
+
 def test_the_queue_is_filtered_before_it_is_cut() -> None:
     async def scenario(world: World) -> None:
         await world.crash("node-2")
