@@ -4,7 +4,8 @@ Each life of a peer draws a number, its session, and counts what it sends. A mes
 that of the sender and the count, and its authentication code covers them: what was recorded is of an older session, or
 has a count that was there before (the window of RFC 4303, 3.4.3). No clock has a part in it. Who does not know the
 receiver's session is told it, in an answer that is authenticated itself and bound to what it answers; then it says the
-same again.
+same again. The answer also tells the highest count there was: who is told of more than it remembers was set back, as a
+machine whose image was resumed, and goes on under a new session of its own.
 
 A datagram: version, session of the receiver, of the sender, count, body, code. The proof of a request, in a header
 field: the same without the body, for which its hash stands, and the code covers method and target too.
@@ -44,7 +45,7 @@ _OF_DATAGRAM, _OF_NEWS, _OF_REQUEST, _OF_ANSWER, _OF_HEAD, _OF_FRAME, _OF_SESSIO
 """What a code is for: none can be taken for one of another kind."""
 
 _HEAD_BYTES = 1 + 2 * SESSION_BYTES + COUNT_BYTES
-_NEWS_BYTES = 1 + SESSION_BYTES + 2 * MAC_BYTES
+_NEWS_BYTES = 1 + SESSION_BYTES + COUNT_BYTES + 2 * MAC_BYTES
 SEAL_BYTES = _HEAD_BYTES + MAC_BYTES
 """What a datagram has beside its body."""
 _PROOF_BYTES = 2 * SESSION_BYTES + COUNT_BYTES + HASH_BYTES + MAC_BYTES
@@ -59,6 +60,11 @@ class Window:
         self._highest = -1
         self._seen = 0
         """A bit for each count, the highest in the lowest bit."""
+
+    @property
+    def highest(self) -> int:
+        """The highest count there was; 0 before there was one."""
+        return max(0, self._highest)
 
     def admit(self, count: int) -> bool:
         """Note a count; False if it was there before, or is too old to tell."""
@@ -82,7 +88,7 @@ class Fresh(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """One that is for another session: nothing it says may be believed; this is to be sent back."""
+    """One that is for another session, or came before: nothing it says may be believed; this is to be sent back."""
 
     answer: bytes
 
@@ -115,9 +121,9 @@ class Proof(NamedTuple):
         """Proves a frame of such a body, and that it is the one of that number."""
         return mac(self.key, _OF_FRAME, self.code, number.to_bytes(8, "big"), frame)
 
-    def of_session(self, session: bytes) -> str:
-        """Tells who sent the request the receiver's session."""
-        return _as_text(session + mac(self.key, _OF_SESSION, self.code, session))
+    def of_news(self, news: bytes) -> str:
+        """Tells who sent the request the receiver's session, and the highest count there was."""
+        return _as_text(news + mac(self.key, _OF_SESSION, self.code, news))
 
 
 class StaleRequest(Exception):
@@ -139,8 +145,8 @@ class Sessions:
         self._windows: dict[bytes, Window] = {}
         self._known: dict[str, bytes] = {}
         """Of others, by address."""
-        self._sent: dict[bytes, tuple[str, bytes]] = {}
-        """Datagrams sent last, by their code: to whom, and the body."""
+        self._sent: dict[bytes, tuple[str, bytes, bytes]] = {}
+        """Datagrams sent last, by their code: to whom, the session they named, and the body."""
         self.refused: Counter[str] = Counter()
         """What was not believed: `forged` by who has no key, or `repeated`."""
 
@@ -161,9 +167,10 @@ class Sessions:
 
     def seal(self, to: str, body: bytes) -> bytes:
         """A datagram with this body for the peer at an address."""
-        said = b"".join((_SEALED, *self._ends(to), body))
+        named, *ends = self._ends(to)
+        said = b"".join((_SEALED, named, *ends, body))
         datagram = said + mac(self._keyring.keys[0], _OF_DATAGRAM, said)
-        self._sent[datagram[-MAC_BYTES:]] = to, body
+        self._sent[datagram[-MAC_BYTES:]] = to, named, body
         if len(self._sent) > SENT_MAX:
             del self._sent[next(iter(self._sent))]
         return datagram
@@ -182,23 +189,23 @@ class Sessions:
         said, code = raw[:-MAC_BYTES], raw[-MAC_BYTES:]
         key = self._key_of(code, _OF_DATAGRAM, said)
         to, sender = raw[1 : 1 + SESSION_BYTES], raw[1 + SESSION_BYTES : 1 + 2 * SESSION_BYTES]
-        if not self._is_ours(to, sender):
-            news = b"".join((_NEWS, self._session, code))
-            return Stale(news + mac(key, _OF_NEWS, news))
-        if not self._is_new(sender, raw[_HEAD_BYTES - COUNT_BYTES : _HEAD_BYTES]):
-            raise NotFresh("a datagram that was there before")
-        return Fresh(said[_HEAD_BYTES:], sender)
+        if self._is_ours(to, sender) and self._is_new(sender, raw[_HEAD_BYTES - COUNT_BYTES : _HEAD_BYTES]):
+            return Fresh(said[_HEAD_BYTES:], sender)
+        news = b"".join((_NEWS, self._news_for(sender), code))
+        return Stale(news + mac(key, _OF_NEWS, news))
 
     def _open_news(self, raw: bytes) -> Again:
         if len(raw) != _NEWS_BYTES:
             raise self._forged("a datagram that is not sealed")
         said, code = raw[:-MAC_BYTES], raw[-MAC_BYTES:]
         self._key_of(code, _OF_NEWS, said)
-        sent = self._sent.pop(said[1 + SESSION_BYTES :], None)
+        sent = self._sent.pop(said[-MAC_BYTES:], None)
         if sent is None:
             raise NotFresh("an answer to no datagram that was sent of late")
-        to, body = sent
-        self.note(to, said[1 : 1 + SESSION_BYTES])
+        to, named, body = sent
+        is_set_back = self._take_news(to, said[1:-MAC_BYTES])
+        if named == self._known[to] and not is_set_back:
+            raise NotFresh("an answer to a datagram that somebody sent twice")
         return Again(self.seal(to, body), to)
 
     # --- requests ---
@@ -221,16 +228,15 @@ class Sessions:
         to, sender = said[:SESSION_BYTES], said[SESSION_BYTES : 2 * SESSION_BYTES]
         count = said[2 * SESSION_BYTES : 2 * SESSION_BYTES + COUNT_BYTES]
         if not (self._is_ours(to, sender) and self._is_new(sender, count)):
-            raise StaleRequest(proof.of_session(self._session))
+            raise StaleRequest(proof.of_news(self._news_for(sender)))
         return proof
 
     def learn(self, to: str, proof: Proof, field: str | None) -> bool:
         """Take in what was answered to a request that was stale: whether it tells the receiver's session."""
-        raw = _as_bytes(field or "")
-        session = raw[:SESSION_BYTES]
-        if not is_same_text(field or "", proof.of_session(session)):
+        news = _as_bytes(field or "")[:-MAC_BYTES]
+        if len(news) != SESSION_BYTES + COUNT_BYTES or not is_same_text(field or "", proof.of_news(news)):
             return False
-        self.note(to, session)
+        self._take_news(to, news)
         return True
 
     # --- both ---
@@ -259,6 +265,21 @@ class Sessions:
             return True
         self.refused["repeated"] += 1
         return False
+
+    def _news_for(self, sender: bytes) -> bytes:
+        """Our session, and the highest count there was of a sender in it."""
+        window = self._windows.get(sender)
+        return self._session + (window.highest if window else 0).to_bytes(COUNT_BYTES, "big")
+
+    def _take_news(self, to: str, news: bytes) -> bool:
+        """Take in the session of the peer at an address; whether it has heard what this life does not remember."""
+        self.note(to, news[:SESSION_BYTES])
+        is_set_back = int.from_bytes(news[SESSION_BYTES:], "big") > self._count
+        if is_set_back:
+            # What is counted from here on was counted before.
+            self._session = self._drawn()
+            self._windows.clear()
+        return is_set_back
 
     def _forged(self, what: str) -> NotAuthentic:
         self.refused["forged"] += 1
