@@ -1,4 +1,4 @@
-"""What happened at a peer and around it, for people who watch: the last so many events, and whether there are more."""
+"""What happened at a peer and around it, for people who watch: the last so many events of each kind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-KEPT_MAX = 1000
-"""Events remembered, the newest ones."""
+KEPT_MAX = 200
+"""Events of a kind that are remembered, the newest: a thousand uploads do not push out that a peer went down."""
 
 Value = str | int | list[str]
 
@@ -30,20 +30,21 @@ class Events:
         self.life = life
         """Tells the events of this life from those of another one, which have the same numbers."""
         self._numbers = itertools.count(1)
-        self._kept: deque[Event] = deque(maxlen=KEPT_MAX)
+        self._kept: dict[str, deque[Event]] = {}
+        """By kind."""
+        self.last = 0
+        """The number of the newest event, 0 before there is one."""
 
     def tell(self, kind: str, **about: Value) -> None:
         """Something happened."""
-        self._kept.append(Event(next(self._numbers), self._wall_ms(), kind, about))
-
-    @property
-    def last(self) -> int:
-        """The number of the newest event, 0 before there is one."""
-        return self._kept[-1].number if self._kept else 0
+        event = Event(next(self._numbers), self._wall_ms(), kind, about)
+        self._kept.setdefault(kind, deque(maxlen=KEPT_MAX)).append(event)
+        self.last = max(self.last, event.number)
 
     def since(self, number: int) -> list[Event]:
         """Those behind an event, oldest first, as far as they are remembered."""
         if number >= self.last:
             return []
         # Another thread may be adding to them.
-        return [event for event in self._kept.copy() if event.number > number]
+        kinds = list(self._kept.values())
+        return sorted(event for kept in kinds for event in kept.copy() if event.number > number)

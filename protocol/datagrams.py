@@ -14,8 +14,8 @@ from protocol.identity import Eviction, Life, Member, NodeId, Status
 from protocol.messages import INCARNATION_MAX, check_cluster, member_fields, read_eviction, read_member
 from protocol.sessions import SEAL_BYTES
 
-DATAGRAM_VERSION = 2
-"""2: rumors, and probes by way of others."""
+DATAGRAM_VERSION = 3
+"""2: rumors, and probes by way of others. 3: members that leave, or are out; sealed."""
 
 DATAGRAM_BYTES_MAX = 1400 - SEAL_BYTES
 """Before it is sealed."""

@@ -16,8 +16,9 @@ from protocol.forks import FINGERPRINTS_MAX, Fingerprints
 from protocol.identity import SEQ_MAX, Dot, Eviction, Member, Origin, Status, VersionVector
 from protocol.ops import Hold, LiveOp, Put
 
-WIRE_VERSION = 3
-"""Of log exchanges, which grows with every kind of op. 2: puts that say they are held, runs of holds. 3: evictions."""
+WIRE_VERSION = 4
+"""Of log exchanges, which grows with every kind of op. 2: puts that say they are held, runs of holds. 3: evictions.
+4: members that leave, or are out."""
 ADDRESS_CHARS_MAX = 255
 ZONE_CHARS_MAX = 63
 CLUSTER_ID_CHARS_MAX = 64

@@ -1252,8 +1252,8 @@ MUTANTS = (
         "holds-of-the-removed-count",
         "What a removed member holds is listed on.",
         "peer/store/lookups.py",
-        '        origin: None if membership in ("left", "out") else node',
-        "        origin: node",
+        "    node_of = {origin: node if counts else None for ",
+        "    node_of = {origin: node for ",
         (f"{EVICTION}::test_the_share_of_a_removed_member_goes_to_the_others_and_what_it_holds_does_not_count",),
     ),
     Mutant(
@@ -1317,8 +1317,8 @@ MUTANTS = (
         "left-too-soon",
         "A peer leaves while others still lack what only it has.",
         "peer/store/lookups.py",
-        "        \" WHERE queue.status = 'PENDING' AND puts.held)\"",
-        "        \" WHERE queue.status = 'PENDING' AND puts.held AND 0)\"",
+        "WHERE queue.status = 'PENDING' AND puts.held)\"",
+        "WHERE queue.status = 'PENDING' AND puts.held AND 0)\"",
         (f"{LEAVING}::test_it_waits_for_those_that_are_to_hold_its_files",),
     ),
     Mutant(

@@ -196,8 +196,8 @@ async def leave(request: Request) -> JSONResponse:
     else:
         try:
             await services.others.client.drain(peer, leaves=leaves)
-        except PeerUnreachable:
-            message = f"{node_id} is down; start it again, or remove it for good with POST /nodes/{node_id}/evict"
+        except PeerUnreachable as error:
+            message = f"{error}; one that is down for good can be removed with POST /nodes/{node_id}/evict"
             raise HttpError(503, message, RETRY_AFTER) from None
     message = f"{node_id} leaves once others have what it holds" if leaves else f"{node_id} stays"
     return JSONResponse({"message": message, "node_id": node_id})

@@ -151,11 +151,8 @@ def _holders_of_rows(connection: sqlite3.Connection, put_rows: Sequence[int]) ->
     """The holders of many puts, by row id, each by node id: two queries however many there are."""
     holds = connection.execute(f"SELECT put, origin FROM holds WHERE put IN ({places(put_rows)})", put_rows).fetchall()
     # After the holds, for an origin may be new, and none ever goes.
-    nodes = "SELECT origins.id, node_id, membership FROM origins JOIN nodes ON nodes.id = origins.node"
-    node_of = {
-        origin: None if membership in ("left", "out") else node
-        for origin, node, membership in connection.execute(nodes)
-    }
+    nodes = f"SELECT origins.id, node_id, membership {COUNTING} FROM origins JOIN nodes ON nodes.id = origins.node"
+    node_of = {origin: node if counts else None for origin, node, counts in connection.execute(nodes)}
     found: dict[int, set[NodeId]] = {row: set() for row in put_rows}
     for row, origin in holds:
         if (node := node_of[origin]) is not None:
@@ -177,10 +174,10 @@ def held_alone_by(connection: sqlite3.Connection, node_id: NodeId) -> int:
 
 def lacks_copies_of_held(connection: sqlite3.Connection) -> bool:
     """Whether a peer lacks a file whose content this disk has."""
-    # Target by target, for so the index leads past what is completed.
+    # Target by target, in just this order (SQLite keeps that of CROSS JOIN): the index leads past what is completed.
     query = (
-        "SELECT EXISTS (SELECT 1 FROM nodes JOIN queue ON queue.target = nodes.id JOIN puts ON puts.id = queue.put"
-        " WHERE queue.status = 'PENDING' AND puts.held)"
+        "SELECT EXISTS (SELECT 1 FROM nodes CROSS JOIN queue ON queue.target = nodes.id"
+        " CROSS JOIN puts ON puts.id = queue.put WHERE queue.status = 'PENDING' AND puts.held)"
     )
     return bool(connection.execute(query).fetchone()[0])
 

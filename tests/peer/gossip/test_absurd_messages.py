@@ -125,7 +125,7 @@ def test_made_up_members_are_known_up_to_a_limit() -> None:
             encode_datagram("ff" * 16, Ping(1, Member(NodeId("x"), "127.0.0.1:9", 1), None)),
             "from cluster ffff",
         ),
-        (codec.pack([0, 0, "00" * 16, 1, []]), "its datagrams have version 0, and this release's 2; upgrade it"),
+        (codec.pack([0, 0, "00" * 16, 1, []]), "its datagrams have version 0, and this release's 3; upgrade it"),
     ],
 )
 def test_who_cannot_be_understood_is_named_once(caplog: pytest.LogCaptureFixture, raw: bytes, said: str) -> None:
@@ -174,4 +174,4 @@ def test_a_peer_of_another_wire_version_is_refused_with_one_line_on_both_sides(
     in_world(scenario, peers=2)
 
 
-SENTENCE = "the sender speaks wire version 1 and the receiver 3; upgrade the one with the lower"
+SENTENCE = "the sender speaks wire version 1 and the receiver 4; upgrade the one with the lower"
