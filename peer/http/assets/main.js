@@ -1,6 +1,6 @@
 // Keeps the page true: asks again every few seconds, and at once when a peer says that something happened.
 
-import { ask, origin, place, remember } from "./api.js";
+import { ask, origin, place, Refused, remember } from "./api.js";
 import * as cluster from "./cluster.js";
 import * as files from "./files.js";
 import { isBusy, upload } from "./uploads.js";
@@ -51,12 +51,16 @@ async function look() {
     before = now;
     if (filesChanged) {
       filesChanged = false;
-      await files.refresh();
+      await files.refresh().catch((error) => {
+        filesChanged = true;
+        throw error;
+      });
     }
     await cluster.look(nodes);
     cluster.draw(few.total, nodes, queue);
-  } catch {
-    line.textContent = "No peer answers this page; it asks again every few seconds.";
+  } catch (error) {
+    const why = error instanceof Refused ? error.message : "no peer answers this page";
+    line.textContent = `Nothing can be shown now: ${why}. The page asks again every few seconds.`;
     line.className = "bad";
   } finally {
     looking = false;
@@ -74,7 +78,7 @@ function renew(strangers) {
 // What happens, as it happens.
 
 let source = null;
-const seen = new Set();
+const heard = new Map(); // by the life of a peer, the number of its newest event that is shown
 
 function watch() {
   source?.close();
@@ -84,8 +88,9 @@ function watch() {
 }
 
 function note(event) {
-  if (seen.has(event.id)) return;
-  seen.add(event.id);
+  const [life, number] = event.id.split("-");
+  if (Number(number) <= (heard.get(life) ?? 0)) return;
+  heard.set(life, Number(number));
   list.prepend(make("li", { "data-kind": event.kind }, make("time", { datetime: event.at }, time(event.at)), sentence(event)));
   while (list.children.length > EVENTS_MAX) list.lastChild.remove();
   lookSoon(FILES_CHANGE.has(event.kind));
