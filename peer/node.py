@@ -18,7 +18,7 @@ from peer.files.targets import Targets
 from peer.files.uploads import Uploads
 from peer.gossip.answer import Answering
 from peer.gossip.client import PeerClient, PeerUnreachable
-from peer.gossip.exchange import Exchanger
+from peer.gossip.exchange import Exchanger, Relay
 from peer.gossip.fetching import Fetching
 from peer.gossip.forks import Forks
 from peer.gossip.joining import Seeds, announce, meet_others, settle_cluster
@@ -322,7 +322,7 @@ class Node:
             leaving=leaving,
             loop_lag=loop_lag,
             keeper=self.keeper,
-            workers=(exchanger, forks, *maintenance, leaving, loop_lag),
+            workers=(exchanger, Relay(env, here, exchanger), forks, *maintenance, leaving, loop_lag),
         )
 
     def _on_doubled(self, address: str) -> None:

@@ -33,8 +33,6 @@ class Worker(ABC):
 
     name: str
     """What it does, for logs and status."""
-    settle_s = 0.0
-    """After being woken it waits this long for more of the same."""
 
     def __init__(self) -> None:
         self._woken = trio.Event()
@@ -50,7 +48,7 @@ class Worker(ABC):
         while True:
             with trio.move_on_after(self.pace_s()):
                 await self._woken.wait()
-                await trio.sleep(self.settle_s)
+                await trio.sleep(self.settle_s())
             self._woken = trio.Event()
             self._error = None
             try:
@@ -67,6 +65,10 @@ class Worker(ABC):
     def pace_s(self) -> float:
         """After this long it does a step without being woken."""
         return math.inf
+
+    def settle_s(self) -> float:
+        """After being woken it waits this long for more of the same."""
+        return 0.0
 
     def backlog(self) -> int:
         """How much waits to be done, as far as that is known."""

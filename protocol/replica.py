@@ -150,7 +150,10 @@ class Replica:
         return tuple(sorted(put.dot for put in self.store.puts_of(file_key)))
 
     def _next(self, wall_ms: int) -> tuple[Dot, Stamp]:
-        return Dot(self.origin, self.store.seen(self.origin) + 1), self.clock.tick(wall_ms)
+        return self._next_dot(), self.clock.tick(wall_ms)
+
+    def _next_dot(self) -> Dot:
+        return Dot(self.origin, self.store.seen(self.origin) + 1)
 
     def _write(self, op: OwnOp) -> OwnOp:
         verdict = catalog.apply(self.store, op)
@@ -295,7 +298,7 @@ class Replica:
 
     # --- forks ---
 
-    def end_forks(self, forks: Forks, wall_ms: int) -> int:
+    def end_forks(self, forks: Forks) -> int:
         """Follow the others' logs of these origins, where they are not ours any more.
 
         What this peer had heard behind that is taken back, and the owner of such a log writes it again under a new
@@ -305,8 +308,8 @@ class Replica:
         self.leave_epoch()
 
         def write(op: Put | Delete | Drop) -> Dot:
-            dot, stamp = self._next(wall_ms)
-            return self._write(replace(op, dot=dot, stamp=stamp)).dot
+            # Its stamp stays: versions that came after it, unheard of here, are still the later ones.
+            return self._write(replace(op, dot=self._next_dot())).dot
 
         undone.write_again(write)
         return undone.count

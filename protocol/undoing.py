@@ -16,7 +16,7 @@ from protocol.store import Store
 Forks = Mapping[Origin, Fork]
 
 Write = Callable[[Put | Delete | Drop], Dot]
-"""Writes an op again, under a dot and a stamp of its own; returns that dot."""
+"""Writes an op again, under a dot of its own; returns that dot."""
 
 
 def mark_of(manifest: Manifest) -> bytes:

@@ -38,6 +38,7 @@ TASKS = "tests/peer/test_tasks.py"
 UNFORESEEN = "tests/peer/gossip/test_unforeseen.py"
 HOSTILE = "tests/peer/gossip/test_hostile_members.py"
 EXCHANGE = "tests/peer/gossip/test_exchange.py"
+NEWS = "tests/peer/gossip/test_news.py"
 CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
 PLACEMENT = "tests/peer/gossip/test_placement.py"
 REPAIR = "tests/peer/upkeep/test_repair.py"
@@ -1885,5 +1886,38 @@ MUTANTS = (
         "    if not node.is_up:\n        heard",
         "    if not node.is_up and not node.last_heard:\n        heard",
         (DIAGNOSIS,),
+    ),
+    # --- who is told of what has changed, and when ---
+    Mutant(
+        "some-are-told-and-no-others",
+        "A peer pushes its news to three others and leaves the rest to anti-entropy.",
+        "peer/gossip/exchange.py",
+        "            if not lacking:\n                return\n            await trio.sleep(PUSH_DELAY_S)",
+        "            return",
+        (f"{NEWS}::test_everybody_lists_a_file_within_half_a_second",),
+    ),
+    Mutant(
+        "news-is-not-passed-on",
+        "Who cannot be reached by the one whose news it is hears of it by anti-entropy only.",
+        "peer/gossip/exchange.py",
+        "        self._exchanger.push_to_some()",
+        "        self._exchanger.backlog()",
+        (f"{NEWS}::test_who_cannot_be_reached_by_the_one_whose_news_it_is_hears_it_from_others_seconds_later",),
+    ),
+    Mutant(
+        "everybody-tells-everybody",
+        "Who hears of an upload tells everybody else of it at once.",
+        "peer/store/holding.py",
+        "        if not by_others:\n            self.own_news.tell()",
+        "        self.own_news.tell()",
+        (f"{NEWS}::test_each_is_told_of_an_upload_and_not_by_everybody",),
+    ),
+    Mutant(
+        "written-again-as-if-new",
+        "What the owner of a log writes again after a fork ranks above what was uploaded meanwhile.",
+        REPLICA_FILE,
+        "            return self._write(replace(op, dot=self._next_dot())).dot",
+        "            return self._write(replace(op, dot=self._next_dot(), stamp=self.clock.tick(1 << 44))).dot",
+        (f"{FORKS}::test_what_is_written_again_does_not_hide_what_was_uploaded_since",),
     ),
 )

@@ -20,7 +20,7 @@ import trio
 from sim.looks import holds, rivals_of
 from sim.model import FileModel, Promise, PromiseBroken, Version, content_of
 from sim.scenarios import Life
-from sim.sometimes import LESS_THAN_ALL, NO_ANSWER, NO_ROOM, SHORT, WITHOUT_COPY
+from sim.sometimes import LESS_THAN_ALL, NO_ANSWER, NO_ROOM, SHORT, SIBLINGS, WITHOUT_COPY
 from sim.world import World
 
 SIZES = (0, 1, 300, 1000, 1001, 4000, 9000)
@@ -146,6 +146,7 @@ class Workload:
         holders = frozenset(receipt["durable_copies"])
         platters = {name: machine.platter for name, machine in self._world.machines.items()}
         rivals = rivals_of(platters[via], platters.values(), file.file_key, version.sha256)
+        self._world.seen[SIBLINGS] += bool(rivals)
         file.acknowledged_put(Version(version.seed, version.size, version.sha256, holders), via, rivals)
         self._done["uploads"] += 1
         self._world.seen[SHORT] += len(holders) < self._life.settings["copies"]

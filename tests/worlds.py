@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ from peer.gossip.requests import PROOF_HEADER
 from peer.http.services import Services
 from peer.store.holding import Holding
 from protocol.keyring import OPEN, Keyring
+from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.sessions import Sessions, hash_of
 from sim.disk import Platter
 from sim.world import World, few_partitions, run_world
@@ -150,6 +152,21 @@ async def converged(world: World, limit_s: float = 200) -> None:
     for name, machine in world.machines.items():
         if machine.node is not None:
             assert not missing_files(world, name), f"{name} names files it has not"
+
+
+def count_exchanges(world: World) -> Counter[str]:
+    """How often each peer is asked for an exchange from now on."""
+    asked: Counter[str] = Counter()
+    for name in world.machines:
+        answering = services(world, name).answering
+
+        async def count(request: ExchangeRequest, name: str = name, right: Any = answering.answer) -> ExchangeReply:
+            asked[name] += 1
+            reply: ExchangeReply = await right(request)
+            return reply
+
+        answering.answer = count  # type: ignore[method-assign]
+    return asked
 
 
 def part(world: World, ours: tuple[str, ...], theirs: tuple[str, ...]) -> None:

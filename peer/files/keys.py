@@ -91,7 +91,7 @@ class Keys:
         written = await self._here.database.write(step)
         if written is None:
             return None
-        self._here.news.tell()
+        self._here.tell_changed()
         delete, nodes = written
         self._here.events.tell("deleted", file_key=file_key, node=self._here.me)
         return Deletion(tuple(nodes), tuple(await self._spread(delete.dot, nodes)))
@@ -126,7 +126,7 @@ class Keys:
         put = await self._here.database.write(step, grows=True)
         if put is None:
             raise Conflict(f"{manifest.file_key} has other content already; register it under another key")
-        self._here.news.tell()
+        self._here.tell_changed()
         return await self.verify_holder(put, holder)
 
     async def verify_holder(self, put: Put, holder: NodeId) -> bool:

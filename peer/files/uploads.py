@@ -184,7 +184,7 @@ class Uploads:
         put, adopted = await self._here.database.write(step, grows=True)
         if all(chunk.content is not None for chunk in fresh.values()):
             self._here.recent.remember(put.dot, {chunk.hash: chunk.content or b"" for chunk in fresh.values()})
-        self._here.news.tell()
+        self._here.tell_changed()
         return put, adopted
 
     def _same_as_shown(self, manifest: Manifest) -> Manifest | None:

@@ -126,7 +126,7 @@ class Answering:
     def _follow_up(self, request: ExchangeRequest, answered: _Answered) -> None:
         """What is due after the commit, and need not be waited for."""
         if answered.applied or answered.adopted:
-            self._here.news.tell()
+            self._here.tell_changed(by_others=True)
         link = self._exchanger.link(request.sender.node_id)
         link.known_vv = request.vv
         self._forks.note(request.sender.node_id, answered.heard, request.gave_up)

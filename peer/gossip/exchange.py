@@ -45,10 +45,16 @@ CHUNKS_BYTES_MAX = 4 * 1024 * 1024
 """Of small chunks' contents in one message."""
 
 PUSH_DELAY_S = 0.1
-"""News waits this long for more of it before it is pushed to others."""
+"""A peer's own news waits this long for more of it before it is pushed to others, and as long between some and more."""
 
 PUSH_FANOUT = 3
-"""Peers that news is pushed to; anti-entropy reaches the others."""
+"""Peers that news is pushed to at a time."""
+
+RELAY_DELAYS_S = 2.0, 4.0
+"""Within these, drawn anew each time, others' news is passed on; by then most have it from whose it is.
+
+Where everybody passed everything on at once, each would have told each of every upload.
+"""
 
 LEFT_ALONE_S = 3.0
 """A peer that catches up is not told of news before so long after it was told last."""
@@ -88,10 +94,9 @@ def _not_asked(hold: Dot) -> _Turn:
 
 
 class Exchanger(Worker):
-    """Exchanges logs with every other peer of the cluster, and pushes news to a few of them."""
+    """Exchanges logs with every other peer of the cluster, and pushes this peer's own news to them."""
 
     name = "push"
-    settle_s = PUSH_DELAY_S
 
     def __init__(
         self,
@@ -119,7 +124,7 @@ class Exchanger(Worker):
         self._complaints = Complaints(log, env.clock.now)
         self._catching_up = CatchingUp()
         self._nursery: trio.Nursery | None = None
-        here.news.follow(self.wake)
+        here.own_news.follow(self.wake)
 
     async def run(self) -> None:
         """Run the links and push news along them, until cancelled."""
@@ -135,7 +140,23 @@ class Exchanger(Worker):
     def _exchange_soon(self, node_id: NodeId) -> None:
         self.link(node_id).wake()
 
+    def settle_s(self) -> float:
+        return PUSH_DELAY_S
+
     async def step(self) -> None:
+        lacking = self._lacking()
+        self._chance.shuffle(lacking)
+        while True:
+            for link in lacking[:PUSH_FANOUT]:
+                link.wake()
+            # Some have heard of it by then, or of later news.
+            lacking = [link for link in lacking[PUSH_FANOUT:] if link.may_lack_something()]
+            if not lacking:
+                return
+            await trio.sleep(PUSH_DELAY_S)
+
+    def push_to_some(self) -> None:
+        """Push what there is to a few peers, if there are any that may lack something."""
         lacking = self._lacking()
         for link in self._chance.sample(lacking, min(PUSH_FANOUT, len(lacking))):
             link.wake()
@@ -225,6 +246,24 @@ class Exchanger(Worker):
             has_moved = self._here.database.committed.version_vector != before
             if failure is not None or not has_moved or not self.link(node_id).has_more():
                 return
+
+
+class Relay(Worker):
+    """Passes others' news on, a while after it was heard: to who could not be reached by whose it is."""
+
+    name = "relay"
+
+    def __init__(self, env: Env, here: Holding, exchanger: Exchanger) -> None:
+        super().__init__()
+        self._chance = env.chance("relay")
+        self._exchanger = exchanger
+        here.news.follow(self.wake)
+
+    def settle_s(self) -> float:
+        return self._chance.uniform(*RELAY_DELAYS_S)
+
+    async def step(self) -> None:
+        self._exchanger.push_to_some()
 
 
 class Link:
@@ -463,7 +502,8 @@ class Link:
         turn.held = [*held, *reply.held] if reply.more else held
         if heard.applied:
             self._here.tell_heard(ops, heard)
-            self._here.news.tell()
+            # The holds that were asked for are this peer's to tell of.
+            self._here.tell_changed(by_others=not turn.hold)
         if heard.disputed or reply.disputed:
             self._dispute(heard, reply)
         self._gave_up = ()

@@ -79,7 +79,7 @@ class Forks(Worker):
             self._here.pinned_for = origin.node_id
             message = "the log of %s:%x is that of %s again: %d ops were taken back, and what was ours written again"
             log.warning(message, origin.node_id, origin.epoch, node_id, undone)
-            self._here.news.tell()
+            self._here.tell_changed()
         await self.exchanged(self._here.me)
         self.on_ended(node_id)
 

@@ -168,7 +168,7 @@ class Gossip:
                 await self._keep_members()
             except StoreError as error:
                 log.error("cannot keep the members: %s", error)
-            self._here.news.tell()
+            self._here.tell_changed()
             await self._changed.wait()
 
     async def _keep_members(self) -> None:

@@ -141,7 +141,7 @@ class WholeStates:
             }
             self._here.is_damaged = await self._here.database.write(partial(merges[reason], node_id, head))
         log.info("took over the whole state of %s, %s", node_id, reason.name.lower())
-        self._here.news.tell()
+        self._here.tell_changed(by_others=True)
         await self._here.declare_backed()
 
     async def _stage(self, peer: Member, frames: AsyncIterator[bytes], reason: Reason) -> messages.SnapshotHead:

@@ -85,6 +85,8 @@ class Holding:
         self.recent = RecentContents()
         self.news = News()
         """Told when the catalog has changed."""
+        self.own_news = News()
+        """Told when it has by this peer's doing, which others are to hear of from this peer."""
 
     def wall_ms(self) -> int:
         """Milliseconds since 1970 by this peer's clock."""
@@ -180,7 +182,7 @@ class Holding:
             return 0
         store.pin_contents()
         set_meta_value(store.connection, PINNED_FOR, origin.node_id)
-        return self.replica.end_forks({origin: fork}, self.wall_ms())
+        return self.replica.end_forks({origin: fork})
 
     def unpin(self) -> None:
         """A step: let go of content that no file needs, and take back holds this disk does not back."""
@@ -320,7 +322,13 @@ class Holding:
                 name = chunk_hash.hex()
                 log.error("chunk %s is no longer good; %d files with it are no longer held", name, len(keys))
                 self.events.tell("rot", file_keys=keys[:KEYS_TOLD_MAX], files=len(keys))
-                self.news.tell()
+                self.tell_changed()
+
+    def tell_changed(self, *, by_others: bool = False) -> None:
+        """The catalog has changed: what it has now waits to be told to others, unless they are telling it already."""
+        self.news.tell()
+        if not by_others:
+            self.own_news.tell()
 
     def tell_heard(self, ops: Sequence[Op], heard: Heard) -> None:
         """Tell who watches what others did, once it is here; of very much only how much."""
@@ -366,7 +374,7 @@ class Holding:
 
         if await self.database.write(step):
             log.error("%s was said to be held here and is not whole; it will be fetched", put)
-            self.news.tell()
+            self.tell_changed()
 
     async def declare_backed(self) -> None:
         """Verify content this disk has and no hold says so, then declare it held, or let it go. Raises StoreError."""
@@ -374,7 +382,7 @@ class Holding:
         for put in found:
             await self.hold_verified(put, found_undeclared=True)
         if found:
-            self.news.tell()
+            self.tell_changed()
 
     async def hold_verified(self, put: Put, *, found_undeclared: bool = False) -> None:
         """Verify what is here of a put and, if that is all of it, declare it held. Raises StoreError.

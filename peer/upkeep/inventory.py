@@ -114,7 +114,7 @@ class Inventory:
             serials.add(serial)
             return False
         await here.read_chunk(chunk_hash, here.chunks.verify)
-        here.news.tell()
+        here.tell_changed()
         return True
 
 

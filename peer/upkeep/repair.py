@@ -141,7 +141,7 @@ class Repair(Worker):
                 total += len(due)
                 failed += sum(put.dot in self.attempts for put in due)
                 if due:
-                    self._here.news.tell()
+                    self._here.tell_changed()
                 if self._env.clock.now() > until:
                     # What has become more urgent meanwhile goes first.
                     self.wake()
@@ -345,13 +345,15 @@ class DeficitWatch(Worker):
     """After news, looks whether this peer lacks something, and then wakes its repair."""
 
     name = "deficit watch"
-    settle_s = SETTLE_S
 
     def __init__(self, here: Holding, repair: Repair) -> None:
         super().__init__()
         self._here = here
         self._repair = repair
         here.news.follow(self.wake)
+
+    def settle_s(self) -> float:
+        return SETTLE_S
 
     async def step(self) -> None:
         if self._here.database.look_up(lambda connection: lacks_something(connection, self._here.me)):

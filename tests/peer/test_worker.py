@@ -16,13 +16,16 @@ class Digger(Worker):
 
     def __init__(self, pace_s: float = math.inf, settle_s: float = 0.0, failures: int = 0) -> None:
         super().__init__()
-        self.settle_s = settle_s
+        self._settle_s = settle_s
         self.at: list[float] = []
         self._pace_s = pace_s
         self._failures = failures
 
     def pace_s(self) -> float:
         return self._pace_s
+
+    def settle_s(self) -> float:
+        return self._settle_s
 
     def backlog(self) -> int:
         return 3

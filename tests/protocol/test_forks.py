@@ -18,7 +18,7 @@ from protocol.forks import Fork, find_fork, fingerprints_for
 from protocol.identity import Dot, NodeId, Origin, Stamp
 from protocol.ops import Delete, Drop, Hold, HoldRun, Manifest, Op, Put, last_dot
 from protocol.replica import Heard, Replica
-from protocol.store import MemoryStore, Store
+from protocol.store import MemoryStore, Store, show_order
 
 NOW = 1_700_000_000_000
 NO_LIMIT = 1 << 30
@@ -59,7 +59,7 @@ def tell(teller: Replica, hearer: Replica) -> Heard:
 
 
 def end_fork(who: Replica, other: Replica, origin: Origin) -> None:
-    who.end_forks({origin: find_fork(who.store, origin, *served_hashes(other.store, origin))}, NOW)
+    who.end_forks({origin: find_fork(who.store, origin, *served_hashes(other.store, origin))})
 
 
 def keys(who: Replica) -> list[str]:
@@ -134,6 +134,18 @@ def test_the_owner_goes_back_and_writes_again_what_the_others_never_heard() -> N
     assert keys(told) == ["common", "later", "other", "true"]
 
 
+def test_what_is_written_again_does_not_hide_what_was_uploaded_since() -> None:
+    """Seed 53 of `sim run --peers 3 --minutes 1`, once: a resumed machine put back what clients had replaced."""
+    image, told, _ = forked()
+    since = told.put(manifest("later", 3), NOW + 1000)
+    end_fork(image, told, image.origin)
+    tell(image, told)
+    tell(told, image)
+    assert image.root() == told.root()
+    assert [len(who.store.puts_of("later")) for who in (image, told)] == [2, 2]
+    assert max(image.store.puts_of("later"), key=show_order) == since
+
+
 def test_who_followed_the_branch_that_was_given_up_goes_back_and_hears_it_under_its_new_names() -> None:
     image, told, misled = forked()
     origin = image.origin
@@ -197,7 +209,7 @@ def test_what_is_written_again_refers_to_the_new_names() -> None:
     lost = me.hold(me.put(manifest("b", 1), NOW).dot, NOW)
     me.delete("a", NOW)
     me.drop_all(NOW)
-    me.end_forks({me.origin: Fork(1, 2)}, NOW)
+    me.end_forks({me.origin: Fork(1, 2)})
     (again, gone, drop) = me.store.log_after({first.dot.origin: 1})
     assert lost is not None
     assert isinstance(again, Put)
@@ -213,7 +225,7 @@ def test_a_drop_that_is_written_again_still_reaches_the_holds_that_stand() -> No
     assert hold is not None
     tell(me, other)
     me.drop_all(NOW)
-    me.end_forks({me.origin: Fork(hold.dot.seq, hold.dot.seq + 1)}, NOW)
+    me.end_forks({me.origin: Fork(hold.dot.seq, hold.dot.seq + 1)})
     (drop,) = me.store.log_after({hold.dot.origin: hold.dot.seq})
     assert isinstance(drop, Drop)
     assert drop.up_to == (hold.dot,)
@@ -225,7 +237,7 @@ def test_a_hold_of_a_put_that_was_given_up_ends_and_is_not_written_again() -> No
     me = replica("p")
     hold = me.hold(me.put(manifest("a"), NOW).dot, NOW)
     assert hold is not None
-    me.end_forks({hold.dot.origin: Fork(0, 1)}, NOW)
+    me.end_forks({hold.dot.origin: Fork(0, 1)})
     (put,) = me.store.log_after({})
     assert isinstance(put, Put)
     assert not list(me.store.holds_by(me.me))
@@ -234,7 +246,7 @@ def test_a_hold_of_a_put_that_was_given_up_ends_and_is_not_written_again() -> No
 def test_a_put_that_is_written_again_is_declared_held_by_who_has_looked_for_it() -> None:
     me = replica("p")
     me.put(manifest("a"), NOW, is_held=True)
-    me.end_forks({me.origin: Fork(0, 1)}, NOW)
+    me.end_forks({me.origin: Fork(0, 1)})
     (put,) = me.store.log_after({})
     assert isinstance(put, Put)
     assert not put.is_held
@@ -245,8 +257,8 @@ def test_a_run_with_a_put_that_was_given_up_is_taken_back_whole() -> None:
     image, _, misled = forked()
     puts = [op.dot for op in misled.store.live() if isinstance(op, Put)]
     assert len(misled.hold_all(puts, NOW)) == 3
-    image.end_forks({image.origin: Fork(1, 2)}, NOW)
-    misled.end_forks({puts[0].origin: Fork(1, 2)}, NOW)
+    image.end_forks({image.origin: Fork(1, 2)})
+    misled.end_forks({puts[0].origin: Fork(1, 2)})
     assert not misled.store.holds_by(misled.me)
     assert all(origin.node_id == NodeId("p") for origin in misled.store.version_vector())
 
@@ -274,7 +286,7 @@ def test_logs_of_which_one_has_a_run_where_the_other_has_an_end_are_told_apart(*
     assert third.store.seen(origin) in (2, 3)
     assert tell(other, third).disputed == (origin,)
     assert tell(third, other).disputed == (origin,)
-    third.end_forks({origin: find_fork(third.store, origin, *served_hashes(other.store, origin))}, NOW)
+    third.end_forks({origin: find_fork(third.store, origin, *served_hashes(other.store, origin))})
     assert third.store.seen(origin) == 0
     tell(other, third)
     assert third.root() == other.root()

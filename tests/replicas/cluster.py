@@ -434,7 +434,7 @@ class Cluster:
         if not fork.is_certain:
             assert self.truncated
             self.unclear = self.unclear or fork.agreed > 0
-        peer.replica.end_forks({origin: fork}, self.wall_ms(peer))
+        peer.replica.end_forks({origin: fork})
         vv = peer.vv
         fallen = [origin for origin, seq in before.items() if seq > vv.get(origin, 0)]
         peer.known = {dot: op for dot, op in peer.known.items() if dot.seq <= vv.get(dot.origin, 0)}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import httpx
 import pytest
 import trio
 from worlds import (
     converged,
+    count_exchanges,
     everywhere,
     get,
     heal,
@@ -29,7 +27,6 @@ from worlds import (
 
 from peer.gossip.client import PeerUnreachable
 from protocol.identity import Dot, NodeId, Origin
-from protocol.messages import ExchangeReply, ExchangeRequest
 from protocol.ops import Drop
 from sim.world import World
 
@@ -516,21 +513,6 @@ def test_ops_a_peer_has_by_now_prove_no_loss(caplog: pytest.LogCaptureFixture) -
         assert "rows of the log are lost" not in caplog.text
 
     in_world(scenario, peers=2)
-
-
-def count_exchanges(world: World) -> Counter[str]:
-    """How often each peer is asked for an exchange from now on."""
-    asked: Counter[str] = Counter()
-    for name in world.machines:
-        answering = services(world, name).answering
-
-        async def count(request: ExchangeRequest, name: str = name, right: Any = answering.answer) -> ExchangeReply:
-            asked[name] += 1
-            reply: ExchangeReply = await right(request)
-            return reply
-
-        answering.answer = count  # type: ignore[method-assign]
-    return asked
 
 
 def test_whether_a_peer_could_be_asked_to_hold_a_file_is_told() -> None:

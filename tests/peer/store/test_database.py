@@ -249,12 +249,12 @@ def test_an_epoch_left_in_a_transaction_that_is_rolled_back_is_not_left(tmp_path
         origin = replica.origin
 
         def meets_and_fails() -> None:
-            replica.end_forks({origin: Fork(0, 1)}, NOW_MS)
+            replica.end_forks({origin: Fork(0, 1)})
             raise ZeroDivisionError
 
         await write_all(database, meets_and_fails)
         assert replica.origin == origin
-        await database.write(lambda: replica.end_forks({origin: Fork(0, 1)}, NOW_MS))
+        await database.write(lambda: replica.end_forks({origin: Fork(0, 1)}))
         (put,) = database.store.puts_of("disputed")
         assert put.dot.origin == replica.origin != origin
 
