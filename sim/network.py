@@ -437,13 +437,9 @@ class _Cycle:
         self.port = sent.port
         self._listener = listener
         self._sent = sent
-        self._send_body, self._body = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
-        self._body_is_whole = False
-        self._body_is_read = False
-        if isinstance(sent.body, bytes):
-            self._send_body.send_nowait(sent.body)
-            self._body_is_whole = True
-            self._send_body.close()
+        self._body_is_whole = self._body_is_read = False
+        if not isinstance(sent.body, bytes):
+            self._send_body, self._body = trio.open_memory_channel[bytes](self.BODY_PIECES_MAX)
         self.started = trio.Event()
         self.status: int | None = None
         self.headers: list[tuple[bytes, bytes]] = []
@@ -512,6 +508,9 @@ class _Cycle:
         if self._body_is_read:
             # Nothing more will come; a client that leaves is noticed when it is answered.
             await trio.sleep_forever()
+        if isinstance(self._sent.body, bytes):
+            self._body_is_read = True
+            return {"type": "http.request", "body": self._sent.body, "more_body": False}
         try:
             return {"type": "http.request", "body": await self._body.receive(), "more_body": True}
         except trio.EndOfChannel:
@@ -541,9 +540,9 @@ class _ResponseStream(httpx.AsyncByteStream):
         self._timeout_s = timeout_s
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        cycle = self._cycle
         while True:
             with trio.move_on_after(self._timeout_s) as limit:
-                cycle = self._cycle
                 try:
                     piece = await cycle.pieces.receive()
                 except trio.EndOfChannel:

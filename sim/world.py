@@ -21,6 +21,7 @@ import trio.testing
 from peer.config import Address, Config
 from peer.files.uploads import FILE_IDS
 from peer.node import Node
+from peer.store.chunk_files import SERIALS
 from peer.world.env import (
     AsgiApp,
     Clock,
@@ -110,13 +111,16 @@ class VirtualEnv:
         self._listeners: list[VirtualHttpServer] = []
 
     def chance(self, stream: str) -> Random:
-        # Two files under one id are not what is to come of a resumed machine: real ones draw from the system.
-        life = self._life if self._resumed_life is None or stream == FILE_IDS else self._resumed_life
+        # Two files under one id, or chunk files of two lives under one serial, are not what is to come of a resumed
+        # machine: real ones draw from the system.
+        life = self._life if self._resumed_life is None or stream in (FILE_IDS, SERIALS) else self._resumed_life
         return Random(f"{self._world.seed} {self._name} {life} {stream}")
 
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(self._delays.uniform(0, BLOCKING_CALL_S[work]))
+        # One scope for both, shield and end: lives have tens of thousands of these calls.
+        until = trio.current_time() + self._delays.uniform(0, BLOCKING_CALL_S[work])
+        with trio.CancelScope(shield=True, deadline=until):
+            await trio.sleep_forever()
         # Not even a commit that was under way comes to its end.
         self.mount.check_power()
         self.mount.thread = work

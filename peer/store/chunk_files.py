@@ -24,6 +24,9 @@ RECEIVING = "receiving"
 
 CHUNKS = "chunks"
 
+SERIALS = "chunk serials"
+"""The random stream of the numbers that tell files of one chunk apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class FreshChunk:
@@ -41,7 +44,7 @@ class ChunkFiles:
     def __init__(self, env: Env, inline_bytes_max: int, space: Space) -> None:
         self._env = env
         self._space = space
-        self._serials = env.chance("chunk serials")
+        self._serials = env.chance(SERIALS)
         self._drawn: set[int] | None = set()
         self._folders: set[str] = set()
         self.disk = env.disk

@@ -191,10 +191,11 @@ class Database:
 
     async def _commit_batches(self, batch: list[_Step[Any]]) -> None:
         while True:
-            batch.clear()
-            with trio.move_on_after(SETTLE_EVERY_S if self._is_in_doubt else math.inf):
-                batch.append(await self._receive.receive())
-            batch += self._take_waiting()
+            batch[:] = self._take_waiting()
+            if not batch:
+                with trio.move_on_after(SETTLE_EVERY_S if self._is_in_doubt else math.inf):
+                    batch.append(await self._receive.receive())
+                batch += self._take_waiting()
             with trio.CancelScope(shield=True):
                 await self._env.run_blocking(Work.DATABASE_WRITE, self._commit, batch)
             self._tell_doubt()

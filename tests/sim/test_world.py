@@ -10,6 +10,7 @@ import trio
 from worlds import converged, everywhere, get, heal, in_world, missing_files, others, part, put, services
 
 from peer.files.uploads import FILE_IDS
+from peer.store.chunk_files import SERIALS
 from peer.world.env import StartError
 from sim.looks import rivals_of
 from sim.network import Weather
@@ -277,6 +278,7 @@ def test_a_resumed_machine_draws_its_epoch_again_and_other_ids_for_files() -> No
         platter = world.machines["node-1"].platter
         first, resumed = VirtualEnv(world, "node-1", platter, 1), VirtualEnv(world, "node-1", platter, 2, 1)
         assert first.chance("epochs").random() == resumed.chance("epochs").random()
-        assert first.chance(FILE_IDS).random() != resumed.chance(FILE_IDS).random()
+        for stream in (FILE_IDS, SERIALS):
+            assert first.chance(stream).random() != resumed.chance(stream).random()
 
     run_world(1, scenario, peers=1)
