@@ -198,12 +198,13 @@ class Answering:
             refused = self._reply(view, request, None, heard)
             return _Answered(refused, [], 0, declare=False, disagrees=False, heard=heard)
         adopted = here.take_holds(request.hold, fresh, rows, recovered=False)
-        for dot in request.hold:
+        held = tuple(filter(store.is_held, request.hold))
+        if len(held) < len(request.hold):
             # Who asks takes our hold in the catalog for our word that we have it now.
-            if not store.is_held(dot):
-                here.take_back(dot)
+            for dot in request.hold:
+                if dot not in held:
+                    here.take_back(dot)
         suffix = here.replica.suffix(request.vv, OPS_BYTES_MAX)
-        held = tuple(dot for dot in request.hold if store.is_held(dot))
         reply = replace(self._reply(view, request, suffix, heard), held=held)
         disagrees = here.replica.disagrees(request.vv, request.state_sum)
         return _Answered(reply, adopted, heard.applied, heard.my_drops > 0, disagrees, heard)

@@ -530,7 +530,7 @@ class Link:
         heard = self._here.hear(reply.vv, reply.fingerprints, ops)
         disagrees = not heard.disputed and self._here.replica.disagrees(reply.vv, reply.state_sum)
         store = self._here.database.store
-        held = [dot for dot in asked if any(hold.holder == self.node_id for hold in store.holds_of(dot))]
+        held = [dot for dot in asked if store.has_hold(dot, self.node_id)]
         return heard, disagrees, held
 
 

@@ -81,6 +81,8 @@ class SqliteStore:
         self._recent: OrderedDict[Dot, tuple[int, Put]] = OrderedDict()
         self._deficits: dict[int, dict[int, int]] = {}
         """Of puts added in this transaction, by row: the targets that lack them, by item. Some get it in here too."""
+        self._new_keys: set[str] = set()
+        """Keys that have been found to have no version, in this transaction: an upload asks three times."""
         self.reload()
 
     # --- what is kept in memory too ---
@@ -101,6 +103,7 @@ class SqliteStore:
         self._origin_of = {row.id: origin for origin, row in self._origins.items()}
         self._recent.clear()
         self._deficits.clear()
+        self._new_keys.clear()
         self._appended: list[LogRow] = []
         self._is_cut = False
         self._has_given_up = self._look_for_given_up()
@@ -122,6 +125,7 @@ class SqliteStore:
         for put_row, items in self._deficits.items():
             self._write_deficits((item, put_row, target) for item, target in items.items())
         self._deficits.clear()
+        self._new_keys.clear()
         if self._sum != self._stored_sum:
             self.connection.execute("REPLACE INTO meta VALUES ('state_sum', ?)", (f"{self._sum:032x}",))
             self._stored_sum = self._sum
@@ -266,7 +270,11 @@ class SqliteStore:
         return next(self._holds("WHERE holds.origin = ? AND holds.seq = ?", *self._key(dot)), None)
 
     def puts_of(self, file_key: str) -> list[Put]:
-        found = (put for _, put in self._puts("WHERE file_key = ?", file_key))
+        if file_key in self._new_keys:
+            return []
+        found = [put for _, put in self._puts("WHERE file_key = ?", file_key)]
+        if not found:
+            self._new_keys.add(file_key)
         return sorted(found, key=show_order)
 
     def puts_with(self, sha256: bytes) -> list[Put]:
@@ -292,6 +300,12 @@ class SqliteStore:
         query = "SELECT id FROM puts WHERE origin = ? AND seq = ?"
         found: tuple[int] | None = self.connection.execute(query, self._key(put)).fetchone()
         return found[0] if found else None
+
+    def has_hold(self, put: Dot, holder: NodeId) -> bool:
+        """Whether a peer holds a put."""
+        row = self._put_row_id(put)
+        query = "SELECT 1 FROM holds JOIN origins ON origins.id = origin WHERE put = ? AND node = ? LIMIT 1"
+        return self.connection.execute(query, (row, self._nodes.get(holder))).fetchone() is not None
 
     def holds_from(self, origin: Origin, up_to: int) -> list[Hold]:
         row, seq = self._key(Dot(origin, up_to))
@@ -325,6 +339,7 @@ class SqliteStore:
             self._files += 1
         elif is_shown:
             self.connection.execute("UPDATE puts SET shown = 0 WHERE id = ?", (shown[0],))
+        self._new_keys.discard(manifest.file_key)
         partition = partition_of(manifest.file_key)
         cursor = self.connection.execute(
             "INSERT INTO puts (origin, seq, stamp, file_key, partition, filename, size_bytes, sha256, content_type,"
@@ -356,6 +371,8 @@ class SqliteStore:
         self._deficits[row_id] = {item_id(put.dot, target): self.node_row(target) for target in targets}
 
     def _shown_version(self, file_key: str) -> tuple[int, Put] | None:
+        if file_key in self._new_keys:
+            return None
         return next(self._puts("WHERE file_key = ? AND shown", file_key), None)
 
     def _write_deficits(self, items: Iterable[tuple[int, int, int]]) -> None:
@@ -506,13 +523,14 @@ class SqliteStore:
 
     def set_chunk(self, chunk_hash: bytes, row: ChunkRow) -> None:
         """Make a chunk exist, in place of one of equal bytes that was there before, good or condemned."""
-        old = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (chunk_hash,)).fetchone()
-        if old is None:
-            self.connection.execute(
-                "INSERT INTO chunks (hash, size, serial, refs, content) VALUES (?, ?, ?, 0, ?)",
-                (chunk_hash, row.size, row.serial, row.content),
-            )
+        inserted = self.connection.execute(
+            "INSERT INTO chunks (hash, size, serial, refs, content) VALUES (?, ?, ?, 0, ?)"
+            " ON CONFLICT (hash) DO NOTHING",
+            (chunk_hash, row.size, row.serial, row.content),
+        ).rowcount
+        if inserted:
             return
+        old = self.connection.execute("SELECT serial FROM chunks WHERE hash = ?", (chunk_hash,)).fetchone()
         self.connection.execute(
             "UPDATE chunks SET serial = ?, content = ?, condemned = 0 WHERE hash = ?",
             (row.serial, row.content, chunk_hash),
