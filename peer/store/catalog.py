@@ -81,8 +81,6 @@ class SqliteStore:
         self._recent: OrderedDict[Dot, tuple[int, Put]] = OrderedDict()
         self._deficits: dict[int, dict[int, int]] = {}
         """Of puts added in this transaction, by row: the targets that lack them, by item. Some get it in here too."""
-        self._new_keys: set[str] = set()
-        """Keys that have been found to have no version, in this transaction: an upload asks three times."""
         self.reload()
 
     # --- what is kept in memory too ---
@@ -103,7 +101,6 @@ class SqliteStore:
         self._origin_of = {row.id: origin for origin, row in self._origins.items()}
         self._recent.clear()
         self._deficits.clear()
-        self._new_keys.clear()
         self._appended: list[LogRow] = []
         self._is_cut = False
         self._has_given_up = self._look_for_given_up()
@@ -125,7 +122,6 @@ class SqliteStore:
         for put_row, items in self._deficits.items():
             self._write_deficits((item, put_row, target) for item, target in items.items())
         self._deficits.clear()
-        self._new_keys.clear()
         if self._sum != self._stored_sum:
             self.connection.execute("REPLACE INTO meta VALUES ('state_sum', ?)", (f"{self._sum:032x}",))
             self._stored_sum = self._sum
@@ -270,11 +266,7 @@ class SqliteStore:
         return next(self._holds("WHERE holds.origin = ? AND holds.seq = ?", *self._key(dot)), None)
 
     def puts_of(self, file_key: str) -> list[Put]:
-        if file_key in self._new_keys:
-            return []
-        found = [put for _, put in self._puts("WHERE file_key = ?", file_key)]
-        if not found:
-            self._new_keys.add(file_key)
+        found = (put for _, put in self._puts("WHERE file_key = ?", file_key))
         return sorted(found, key=show_order)
 
     def puts_with(self, sha256: bytes) -> list[Put]:
@@ -339,7 +331,6 @@ class SqliteStore:
             self._files += 1
         elif is_shown:
             self.connection.execute("UPDATE puts SET shown = 0 WHERE id = ?", (shown[0],))
-        self._new_keys.discard(manifest.file_key)
         partition = partition_of(manifest.file_key)
         cursor = self.connection.execute(
             "INSERT INTO puts (origin, seq, stamp, file_key, partition, filename, size_bytes, sha256, content_type,"
@@ -371,8 +362,6 @@ class SqliteStore:
         self._deficits[row_id] = {item_id(put.dot, target): self.node_row(target) for target in targets}
 
     def _shown_version(self, file_key: str) -> tuple[int, Put] | None:
-        if file_key in self._new_keys:
-            return None
         return next(self._puts("WHERE file_key = ? AND shown", file_key), None)
 
     def _write_deficits(self, items: Iterable[tuple[int, int, int]]) -> None:
