@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,12 +13,14 @@ from pathlib import Path
 import click
 
 from sim.bench import machine
-from sim.bench.loads import Place, Workload, drive, fill, tool
+from sim.bench.loads import Figures, Place, Workload, drive, fill, tool
 from sim.bench.report import Row, as_markdown, as_picture
-from sim.bench.systems import Elsewhere, MiniDfs, SeaweedFiler, System, SystemMissing, running
+from sim.bench.seaweed import SeaweedFiler
+from sim.bench.systems import HEAL_S, Elsewhere, HealTimeout, MiniDfs, System, SystemMissing, running
 
 MIB = 1024 * 1024
 WORKLOADS = (
+    Workload("heal a lost disk, 2,000 files of 64 KiB", "heal", 65_536, 1, files=2000),
     Workload("PUT 4 KiB, 16 connections", "put", 4096, 16),
     Workload("PUT 4 KiB, 64 connections", "put", 4096, 64),
     Workload("GET 4 KiB, 16 connections", "get", 4096, 16),
@@ -30,17 +33,21 @@ WORKLOADS = (
     Workload("GET 64 MiB", "get", 64 * MIB, 1),
     Workload("PUT 4 KiB, 16 connections, one peer dead", "put", 4096, 16, is_degraded=True),
 )
-"""Those on degraded systems come last, for nobody brings back what was killed."""
+"""Healing comes first, while there is nothing else to be healed; those on degraded systems come last, for nobody brings
+back what was killed."""
+MANY = (Workload("LIST 100,000 files, page by page", "walk", 4096, 1, files=100_000),)
 HUGE = (
     Workload("PUT 1 GiB", "put", 1024 * MIB, 1),
     Workload("GET 1 GiB", "get", 1024 * MIB, 1),
 )
 QUICK = (
+    Workload("heal a lost disk, 100 files of 64 KiB", "heal", 65_536, 1, files=100),
     Workload("PUT 4 KiB, 4 connections", "put", 4096, 4),
     Workload("GET 4 KiB, 4 connections", "get", 4096, 4),
     Workload("GET 4 KiB, from a peer without a copy", "get", 4096, 4, is_elsewhere=True),
     Workload("mixed, 4 KiB, 4 connections", "mixed", 4096, 4),
     Workload("LIST 1,000 files, 2 connections", "list", 4096, 2),
+    Workload("LIST 2,000 files, page by page", "walk", 4096, 1, files=2000),
     Workload("PUT 2 MiB", "put", 2 * MIB, 1),
     Workload("GET 2 MiB", "get", 2 * MIB, 1),
     Workload("PUT 4 KiB, one peer dead", "put", 4096, 4, is_degraded=True),
@@ -56,14 +63,15 @@ class Contestant:
 
     system: System
     place: Place
-    stored: dict[int, list[str]] = field(default_factory=dict)
+    stored: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    """By their size and number."""
     stored_elsewhere: list[str] = field(default_factory=list)
 
     def paths(self, size: int, count: int) -> list[str]:
-        """Files of this size, stored when they are asked for first."""
-        if size not in self.stored:
-            self.stored[size] = fill(self.place, size, count)
-        return self.stored[size]
+        """So many files of this size, stored when they are asked for first."""
+        if (size, count) not in self.stored:
+            self.stored[size, count] = fill(self.place, size, count)
+        return self.stored[size, count]
 
     def paths_elsewhere(self, elsewhere: Elsewhere, size: int, count: int) -> list[str]:
         """Files of this size that the other peer has no copy of, stored when they are asked for first."""
@@ -95,6 +103,7 @@ class Contestant:
     help="Measure also a cluster with --durability os, which syncs as little as SeaweedFS does.",
 )
 @click.option("--huge", is_flag=True, help="Also files of 1 GiB: each upload takes 3 GiB of the disk.")
+@click.option("--many", is_flag=True, help="Also lists of 100,000 files, which takes minutes to store.")
 @click.option("--only", metavar="TEXT", default="", help="Loads whose names have this in them.  [default: all]")
 @click.option("--quick", is_flag=True, help="A second of small loads, to see that it works.")
 @click.option(
@@ -110,6 +119,7 @@ def bench(
     rivals: bool,
     unsynced: bool,
     huge: bool,
+    many: bool,
     only: str,
     quick: bool,
     report: Path | None,
@@ -119,11 +129,15 @@ def bench(
     All run at once, and are loaded in turn. Quote ratios of one run: what
     else the machine does changes all of it.
     """
-    known = QUICK if quick else sorted((*WORKLOADS, *(HUGE if huge else ())), key=lambda load: load.is_degraded)
-    loads = [load for load in known if only.lower() in load.name.lower()]
+    more = (*(HUGE if huge else ()), *(MANY if many else ()))
+    known = QUICK if quick else sorted((*WORKLOADS, *more), key=lambda load: load.is_degraded)
+    loads = [load for load in known if only.lower() in load.name.lower() and (load.kind != "heal" or nodes > 1)]
     if not loads:
         raise click.ClickException(f"no load has {only!r} in its name; leave --only away to see them")
     with tempfile.TemporaryDirectory(prefix="minidfs-bench-") as name, ExitStack() as stack:
+        # So that being told to end ends what was started, too.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, before)
         folder = Path(name)
         systems: list[System] = [MiniDfs(folder / "minidfs", nodes)]
         systems += [MiniDfs(folder / f"other-{number}", nodes, code) for number, code in enumerate(against)]
@@ -182,7 +196,8 @@ def _measure(
         for _ in range(rounds):
             for one, row in zip(contestants, of_load, strict=True):
                 click.echo(f"bench: {load.name} on {row.system}", err=True)
-                _add_round(one, row, seconds, folder, FILES_READ_QUICK if quick else FILES_READ.get(load.size, 2))
+                files = load.files or (FILES_READ_QUICK if quick else FILES_READ.get(load.size, 2))
+                _add_round(one, row, seconds, folder, files)
         rows += of_load
     return rows
 
@@ -196,6 +211,10 @@ def _add_round(one: Contestant, row: Row, seconds: float, folder: Path, files: i
         place, paths = elsewhere.reads, one.paths_elsewhere(elsewhere, row.workload.size, files)
     elif row.workload.kind != "put":
         paths = one.paths(row.workload.size, files)
+    if row.workload.kind == "heal":
+        row.rounds.append(_healed(one.system, files))
+        row.memory_mib = machine.memory_mib(machine.with_descendants(one.system.pids))
+        return
     pids = machine.with_descendants(one.system.pids)
     before, size = machine.cpu_s(pids), machine.disk_bytes(one.system.folder)
     row.rounds.append(drive(place, row.workload, seconds, paths, folder))
@@ -204,3 +223,13 @@ def _add_round(one: Contestant, row: Row, seconds: float, folder: Path, files: i
         row.cpu_s.append(after - before)
     row.disk_bytes += machine.disk_bytes(one.system.folder) - size
     row.memory_mib = machine.memory_mib(pids)
+
+
+def _healed(system: System, files: int) -> Figures:
+    """A disk that is lost and comes back; an error where it does not in time. All files count as one request."""
+    try:
+        took_s, errors = system.heal_lost_disk(), 0
+    except HealTimeout as error:
+        click.echo(f"bench: {error}", err=True)
+        took_s, errors = HEAL_S, 1
+    return Figures(files, took_s, 1000 * took_s, 1000 * took_s, errors)

@@ -11,14 +11,14 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import trio
 
 from peer.config import Address
 from peer.world.env import HttpAnswer, HttpRequest, RequestFailed
 from peer.world.outgoing import SystemRequests
-from sim.bench.loads import BOUNDARY, Place, Workload
+from sim.bench.loads import BOUNDARY, PAGE, Place, Workload
 
 TIMEOUT_S = 60.0
 ANSWER_BYTES_MAX = 1 << 31
@@ -40,6 +40,16 @@ FORM: Fields = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
 def form_of(content: bytes) -> bytes:
     """A form with one file."""
     return b"".join((_HEAD, content, _TAIL))
+
+
+def last_of(page: Any, field: str) -> str:
+    """Which file the last one of a page is; empty when that was the last page. See `Place.last_field`."""
+    for step in field.split("."):
+        try:
+            page = page[int(step) if isinstance(page, list) else step]
+        except LookupError:
+            return ""
+    return str(page or "")
 
 
 def request_of(method: str, target: str, headers: Fields = (), body: bytes = b"") -> HttpRequest:
@@ -71,6 +81,8 @@ class _Load:
     stored: list[str] = field(default_factory=list)
     written: deque[tuple[str, int]] = field(default_factory=deque)
     """Paths to be deleted later, and which request wrote them."""
+    last: str = ""
+    """The last file of the page before."""
 
     async def lane(self) -> None:
         """Ask again and again."""
@@ -78,7 +90,7 @@ class _Load:
         base = os.urandom(self.workload.size)
         url = urlsplit(self.place.url)
         address = Address(url.hostname or "", url.port or 80)
-        while time.monotonic() < self.ends_at and (self.count is None or self.begun < self.count):
+        while not self._is_over():
             self.begun += 1
             name = f"{seed}-{self.begun}"
             started = time.monotonic()
@@ -90,6 +102,12 @@ class _Load:
             self.took_s.append(time.monotonic() - started)
             self._note(name, answer)
 
+    def _is_over(self) -> bool:
+        if self.workload.kind == "walk" and self.begun:
+            # To the end, whatever the time.
+            return self.last == ""
+        return time.monotonic() >= self.ends_at or (self.count is not None and self.begun >= self.count)
+
     def _request(self, name: str, base: bytes) -> HttpRequest:
         content = (name.encode("ascii") + base)[: self.workload.size]
         headers: Fields = ()
@@ -100,6 +118,9 @@ class _Load:
             body = form_of(content)
         elif self.workload.kind == "list":
             method, target, headers = "GET", self.place.list_path, (("accept", "application/json"),)
+        elif self.workload.kind == "walk":
+            path = self.place.next_path.replace("{last}", quote(self.last, safe="")) if self.last else None
+            method, target, headers = "GET", path or self.place.list_path, (("accept", "application/json"),)
         elif self.workload.kind == "mixed":
             method, target = self._mixed(name)
             body = content if method == "PUT" else b""
@@ -120,12 +141,23 @@ class _Load:
     def _note(self, name: str, answer: HttpAnswer) -> None:
         if not 200 <= answer.status < 300:
             self.errors += 1
+            self.last = ""
+        elif self.workload.kind == "walk":
+            self._note_page(answer)
         elif self.workload.kind == "put":
             # Where the system draws the ids of files, its answer says which.
             path = self.place.put_path.replace("{name}", name).partition("?")[0]
             with suppress(ValueError, KeyError, TypeError):
                 path = f"{path}/{json.loads(answer.content)['file_id']}"
             self.stored.append(path)
+
+    def _note_page(self, answer: HttpAnswer) -> None:
+        self.last = last_of(json.loads(answer.content), self.place.last_field)
+        if self.begun * PAGE >= (self.workload.files or 0):
+            self.last = ""
+        elif not self.last:
+            # Some are missing from the list.
+            self.errors += 1
 
     async def run(self) -> dict[str, Any]:
         """All lanes, to the end."""

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 BOUNDARY = "minidfs-bench"
+PAGE = 1000
+"""Files of a list."""
 GRACE_S = 60.0
 """For a generator to end after its time."""
 
@@ -29,8 +31,9 @@ class Workload:
 
     name: str
     kind: str
-    """`put`, `get`, `list` (a page of a thousand files), or `mixed`: of a hundred requests 45 reads, 15 writes, 10
-    deletions and 30 questions about a file."""
+    """`put`, `get`, `list` (a page of a thousand files), `walk` (a list of all files, a page behind the other), `mixed`
+    (of a hundred requests 45 reads, 15 writes, 10 deletions and 30 questions about a file), or `heal` (a disk is lost,
+    and all its copies come back)."""
     size: int
     """Bytes of each file."""
     connections: int
@@ -38,11 +41,13 @@ class Workload:
     """Of files with few copies, through a peer that has none of them."""
     is_degraded: bool = False
     """Measured after one of the system's processes that keep content was killed."""
+    files: int | None = None
+    """How many files there are to be read, walked through or healed; by their size, where it does not say."""
 
     @property
     def is_large(self) -> bool:
         """Whether it is measured in bytes, one file at a time."""
-        return self.connections == 1
+        return self.connections == 1 and self.kind != "walk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,11 @@ class Place:
     raw_path: str
     """To which the content of a file of this name is put as it is, and from which it is deleted."""
     list_path: str
-    """A page of a thousand files."""
+    """A page of a thousand files, the first one."""
+    next_path: str
+    """The page behind the file `{last}`."""
+    last_field: str
+    """Where a page says which its last file is: names of fields, and places in lists, with dots between them."""
     stat_suffix: str
     """Behind a file's path: what is known of it, as JSON."""
 
@@ -84,6 +93,9 @@ def tool() -> str:
 
 def drive(place: Place, workload: Workload, seconds: float, paths: Sequence[str], folder: Path) -> Figures:
     """Load a system for so long; `paths` are those of files that can be read. Raises OSError, subprocess errors."""
+    if workload.kind == "walk":
+        # Each page says where the next one begins.
+        return _with_generator(place, workload, seconds, ())
     if workload.is_large and shutil.which("curl"):
         return _with_curl(place, workload, seconds, paths, folder)
     if shutil.which("wrk") and not workload.is_large:

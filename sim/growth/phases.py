@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -33,7 +32,6 @@ LOOK_S = 2.0
 """Between looks; with a million files one counts for a tenth of a second at each peer."""
 READS = 400
 LISTS = 20
-_GAUGE = re.compile(r"^(minidfs_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +140,9 @@ class _Watch:
     async def gauges(self, node_id: str) -> dict[str, float]:
         """What a peer says of itself; nothing while it does not answer."""
         try:
-            text = (await self.ask(node_id, "/metrics")).content.decode()
+            return machine.gauges_in((await self.ask(node_id, "/metrics")).content.decode())
         except RequestFailed:
             return {}
-        found: dict[str, float] = {}
-        for name, value in _GAUGE.findall(text):
-            found[name] = found.get(name, 0.0) + float(value)
-        return found
 
     async def phase(
         self, name: str, act: Callable[[], Awaitable[None]] | None, limit_s: float, node_id: str | None = None

@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sim.bench import loads, machine
-from sim.bench.command import QUICK, bench
+from sim.bench.command import QUICK, _healed, bench
+from sim.bench.generator import last_of
 from sim.bench.loads import Figures, Workload
-from sim.bench.report import Row, as_markdown, as_picture
-from sim.bench.systems import SeaweedFiler, SystemMissing
+from sim.bench.report import Row, as_markdown, as_picture, unit_of
+from sim.bench.seaweed import SeaweedFiler
+from sim.bench.systems import HEAL_S, HealTimeout, System, SystemMissing
 
 SMALL = Workload("PUT 4 KiB", "put", 4096, 16)
 LARGE = Workload("PUT 2 MiB", "put", 2 * 2**20, 1)
@@ -85,6 +87,35 @@ def test_a_rival_that_is_not_there_is_said_to_be_missing(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SystemMissing, match="pip install"):
         SeaweedFiler(tmp_path, 3).start()
+
+
+@pytest.mark.parametrize(
+    ("page", "field", "last"),
+    [
+        ({"files": [], "next": "f7"}, "next", "f7"),
+        ({"files": [], "next": None}, "next", ""),
+        ([{"name": "a"}, {"name": "b"}], "-1.name", "b"),
+        ([], "-1.name", ""),
+    ],
+)
+def test_the_last_file_of_a_page_is_where_a_system_says_it(page: object, field: str, last: str) -> None:
+    assert last_of(page, field) == last
+
+
+def test_lists_are_measured_in_files_and_a_healed_disk_in_mib() -> None:
+    walk = Workload("LIST 100,000 files", "walk", 4096, 1, files=100_000)
+    assert (unit_of(walk), row_of("a", walk, 100).rates()) == ("files/s", [50_000.0])
+    heal = Workload("heal", "heal", 2**20, 1, files=50)
+    assert (unit_of(heal), row_of("a", heal, 50).rates()) == ("MiB/s", [25.0])
+
+
+def test_copies_that_do_not_come_back_are_an_error_and_not_the_end(tmp_path: Path) -> None:
+    class Never(System):
+        def heal_lost_disk(self) -> float:
+            raise HealTimeout("nothing has its copies back")
+
+    healed = _healed(Never(tmp_path), 50)
+    assert (healed.errors, healed.seconds) == (1, HEAL_S)
 
 
 def run_quick(folder: Path) -> Result:
