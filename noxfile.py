@@ -48,7 +48,7 @@ def storm(session: nox.Session) -> None:
     session.run(
         PYTHON, "-m", "sim", "run", "--seeds", "1..8", "--peers", "3", "--minutes", "1", "--scenario", "members"
     )
-    session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..200", "--peers", "5", "--minutes", "10", "--within", "8")
+    session.run(PYTHON, "-m", "sim", "run", "--seeds", "1..200", "--peers", "5", "--minutes", "10", "--within", "9")
 
 
 @nox.session

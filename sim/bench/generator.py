@@ -98,6 +98,8 @@ class _Load:
                 answer = await self.requests.request(address, self._request(name, base))
             except RequestFailed:
                 self.errors += 1
+                # A walk ends here, for it knows no next page.
+                self.last = ""
                 continue
             self.took_s.append(time.monotonic() - started)
             self._note(name, answer)
