@@ -1,4 +1,4 @@
-"""What a run was measured on, and what processes cost, as far as the system tells (Linux does)."""
+"""What a run was measured on, what processes cost, as far as the system tells (Linux does), and what peers tell."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_copies_that_do_not_come_back_are_an_error_and_not_the_end(tmp_path: Pat
             raise HealTimeout("nothing has its copies back")
 
     healed = _healed(Never(tmp_path), 50)
-    assert (healed.errors, healed.seconds) == (1, HEAL_S)
+    assert (healed.errors, healed.requests, healed.seconds) == (1, 0, HEAL_S)
 
 
 def run_quick(folder: Path) -> Result:
