@@ -6,12 +6,12 @@ that serves it and dies with it. A cut link swallows everything, in silence: bot
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from hashlib import blake2b
 from random import Random
 from typing import Any
@@ -24,6 +24,7 @@ from peer.config import Address
 from peer.tasks import helper_tasks
 from peer.world.env import AsgiApp, HttpAnswer, HttpRequest, Listener, RequestFailed, StartError
 from sim.pauses import MACHINE, Pauses
+from sim.virtual_time import VirtualTime
 
 DELAY_S = (0.0002, 0.002)
 """One way, the least and the most."""
@@ -75,14 +76,11 @@ Trace = Callable[[str, str, str], None]
 class Network:
     """All links between all nodes. A node's name is its address' port, a client's what it calls itself."""
 
-    def __init__(self, chance: Random, trace: Trace, nursery: trio.Nursery) -> None:
+    def __init__(self, chance: Random, trace: Trace, time: VirtualTime) -> None:
         self._chance = chance
+        self._time = time
         self.trace = trace
         self.weather = FAIR
-        self._travelling: list[tuple[float, int, Address, bytes, Address]] = []
-        self._sent = 0
-        self._earlier = trio.Event()
-        nursery.start_soon(self.carry)
         self._servers: dict[int, VirtualListener] = {}
         self._mailboxes: dict[int, VirtualDatagrams] = {}
         self._cut: dict[tuple[str, str], None] = {}
@@ -112,7 +110,7 @@ class Network:
 
     async def delay(self) -> None:
         """One way over a link."""
-        await trio.sleep(self._delay_s())
+        await self._time.pass_by(self._delay_s())
 
     def _delay_s(self) -> float:
         return self._chance.uniform(*DELAY_S) + self._lateness_s()
@@ -121,7 +119,7 @@ class Network:
         """A piece of a body, which comes right behind the one before, but in bad weather."""
         late_s = self._lateness_s() + self._carrying_s(sender, receiver, size)
         if late_s:
-            await trio.sleep(late_s)
+            await self._time.pass_by(late_s)
 
     def _carrying_s(self, sender: int | str, receiver: int | str, size: int) -> float:
         """How long it takes a link to carry what it has been given before, and this; nodes by their names or ports."""
@@ -191,27 +189,14 @@ class Network:
             self._let_travel(self._chance.uniform(0, DOUBLED_WITHIN_S) + self._delay_s(), sender.address, payload, to)
 
     def _let_travel(self, for_s: float, sender: Address, payload: bytes, to: Address) -> None:
-        self._sent += 1
         # On a grid, so that what arrives at nearly the same moment takes one turn.
-        at = math.ceil((trio.current_time() + for_s) / GRID_S) * GRID_S
-        arrival = (at, self._sent, sender, payload, to)
-        heapq.heappush(self._travelling, arrival)
-        if self._travelling[0] is arrival:
-            self._earlier.set()
+        at = math.ceil((self._time.current_time() + for_s) / GRID_S) * GRID_S
+        self._time.call_at(at, partial(self._deliver, sender, payload, to))
 
-    async def carry(self) -> None:
-        """Deliver datagrams, each at its time; one task for all, for they are most of what happens in a world."""
-        while True:
-            due = self._travelling[0][0] if self._travelling else math.inf
-            if due > trio.current_time():
-                self._earlier = trio.Event()
-                with trio.move_on_at(due):
-                    await self._earlier.wait()
-                continue
-            _, _, sender, payload, to = heapq.heappop(self._travelling)
-            mailbox = self._mailboxes.get(to.port)
-            if mailbox is not None:
-                mailbox.put(payload, sender)
+    def _deliver(self, sender: Address, payload: bytes, to: Address) -> None:
+        mailbox = self._mailboxes.get(to.port)
+        if mailbox is not None:
+            mailbox.put(payload, sender)
 
 
 class VirtualDatagrams:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import httpx
 import trio
-import trio.testing
 
 from peer.config import Address, Config
 from peer.files.uploads import FILE_IDS
@@ -38,6 +37,7 @@ from sim.disk import EVENT_LOOP, Mount, Platter
 from sim.model import Promise
 from sim.network import Network, VirtualDatagrams, VirtualHttpServer, VirtualRequests, VirtualTransport
 from sim.pauses import MACHINE
+from sim.virtual_time import VirtualTime
 
 T = TypeVar("T")
 
@@ -117,10 +117,7 @@ class VirtualEnv:
         return Random(f"{self._world.seed} {self._name} {life} {stream}")
 
     async def run_blocking(self, work: Work, call: Callable[..., T], *args: object) -> T:
-        # One scope for both, shield and end: lives have tens of thousands of these calls.
-        until = trio.current_time() + self._delays.uniform(0, BLOCKING_CALL_S[work])
-        with trio.CancelScope(shield=True, deadline=until):
-            await trio.sleep_forever()
+        await self._world.time.pass_by(self._delays.uniform(0, BLOCKING_CALL_S[work]), shielded=True)
         # Not even a commit that was under way comes to its end.
         self.mount.check_power()
         self.mount.thread = work
@@ -184,8 +181,11 @@ class _Machine:
 class World:
     """Peers `node-1`, `node-2`, … and clients. See `run_world`."""
 
-    def __init__(self, seed: int, nursery: trio.Nursery, peers: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, seed: int, nursery: trio.Nursery, time: VirtualTime, peers: int, settings: Mapping[str, Any]
+    ) -> None:
         self.seed = seed
+        self.time = time
         self._nursery = nursery
         self._digest = blake2b(digest_size=16)
         self.seen: Counter[str] = Counter()
@@ -194,7 +194,7 @@ class World:
         """How often each promise was looked at and found kept."""
         self.events: list[str] | None = None
         self.show: Callable[[str], None] | None = None
-        self.network = Network(Random(f"{seed} network"), self.trace, nursery)
+        self.network = Network(Random(f"{seed} network"), self.trace, time)
         self.chance = Random(f"{seed} scenario")
         self.settings = dict(settings)
         """Of peers that start from now on."""
@@ -450,10 +450,11 @@ def run_world(
     `settings` are fields of the peers' Config.
     """
     settings |= {"copies": copies, "heal_interval_s": heal_interval_s}
+    time = VirtualTime()
 
     async def main() -> tuple[str, list[str]]:
         async with trio.open_nursery() as nursery:
-            world = World(seed, nursery, peers, settings)
+            world = World(seed, nursery, time, peers, settings)
             world.events = [] if keep_events else None
             try:
                 await scenario(world)
@@ -469,4 +470,4 @@ def run_world(
         return result
 
     with deterministic_trio(seed):
-        return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        return trio.run(main, clock=time)

@@ -125,7 +125,11 @@ def _objection(command: click.Command, words: list[str]) -> str | None:
         if is_value:
             is_value = False
         elif word.startswith("-"):
-            options = {option: parameter for parameter in command.params for option in parameter.opts}
+            options = {
+                option: parameter
+                for parameter in command.params
+                for option in (*parameter.opts, *parameter.secondary_opts)
+            }
             option = options.get(word.partition("=")[0])
             if option is None and word not in ("--help", "-h"):
                 return f"{command.name} has no option {word}"
