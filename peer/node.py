@@ -14,6 +14,7 @@ from peer.files.delivery import Deliveries
 from peer.files.downloads import Downloads
 from peer.files.keys import Keys
 from peer.files.listing import Listing
+from peer.files.small_reads import SmallReads
 from peer.files.targets import Targets
 from peer.files.uploads import Uploads
 from peer.gossip.answer import Answering
@@ -220,6 +221,7 @@ class Node:
         keep = self.keeper.keep
         nursery.start_soon(keep, "gossip", services.gossip.run)
         nursery.start_soon(keep, "whole states", services.whole_states.run)
+        nursery.start_soon(keep, "small reads", services.small_reads.run)
         nursery.start_soon(keep, "verification", services.verification.run)
         nursery.start_soon(keep, "inventory", services.inventory.run)
         # Not waited for: where it was broken off by a stop, with very many files, it takes minutes.
@@ -290,6 +292,7 @@ class Node:
         forks = Forks(here, others)
         exchanger = Exchanger(env, config, here, others, whole_states, forks, gossip, self.keeper)
         fetching = Fetching(env, here, others)
+        small_reads = SmallReads(fetching)
         targets = Targets(config, here, others, exchanger)
         deliveries = Deliveries(env, config, here, others, exchanger)
         repair = Repair(env, config, here, others, exchanger, fetching)
@@ -311,7 +314,8 @@ class Node:
             forks=forks,
             fetching=fetching,
             uploads=Uploads(env, config, here, others, targets, deliveries),
-            downloads=Downloads(env, here, fetching),
+            downloads=Downloads(env, here, fetching, small_reads),
+            small_reads=small_reads,
             keys=Keys(here, others, exchanger, targets),
             listing=Listing(here.database),
             repair=repair,

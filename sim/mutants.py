@@ -38,6 +38,7 @@ TASKS = "tests/peer/test_tasks.py"
 UNFORESEEN = "tests/peer/gossip/test_unforeseen.py"
 HOSTILE = "tests/peer/gossip/test_hostile_members.py"
 EXCHANGE = "tests/peer/gossip/test_exchange.py"
+SMALL_READS = "tests/peer/files/test_small_reads.py"
 NEWS = "tests/peer/gossip/test_news.py"
 CATCHING_UP = "tests/peer/gossip/test_catching_up.py"
 PLACEMENT = "tests/peer/gossip/test_placement.py"
@@ -1919,5 +1920,37 @@ MUTANTS = (
         "            return self._write(replace(op, dot=self._next_dot())).dot",
         "            return self._write(replace(op, dot=self._next_dot(), stamp=self.clock.tick(1 << 44))).dot",
         (f"{FORKS}::test_what_is_written_again_does_not_hide_what_was_uploaded_since",),
+    ),
+    Mutant(
+        "stale-read-remembered",
+        "What was looked up before a commit, and came from another peer after it, is served from then on.",
+        "peer/http/direct.py",
+        "        if self._found_as_of is as_of:",
+        "        if True:",
+        (f"{SMALL_READS}::test_a_file_replaced_while_it_is_read_is_not_remembered_as_it_was",),
+    ),
+    Mutant(
+        "a-request-for-each-reader",
+        "Each small file of another peer is asked for by itself.",
+        "peer/files/small_reads.py",
+        "        return len(self.chunks) >= CHUNKS_MAX or self.size >= BYTES_MAX",
+        "        return len(self.chunks) > 0",
+        (f"{SMALL_READS}::test_readers_of_one_moment_share_requests",),
+    ),
+    Mutant(
+        "readers-are-not-told",
+        "What a request for small files brought is seen only when patience is over.",
+        "peer/files/small_reads.py",
+        "                finally:\n                    turn.done.set()",
+        "                finally:\n                    pass",
+        (f"{SMALL_READS}::test_readers_of_one_moment_share_requests",),
+    ),
+    Mutant(
+        "asked-for-again-and-again",
+        "A small file of another peer is fetched for each reader, however often it is read.",
+        "peer/files/downloads.py",
+        "            self._recent.remember(put.dot, {chunk.hash: content})",
+        "            pass",
+        (f"{SMALL_READS}::test_a_file_that_was_read_is_not_asked_for_again_until_it_changes",),
     ),
 )

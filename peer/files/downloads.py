@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import trio
 from blake3 import blake3
 
+from peer.files.small_reads import SmallReads
 from peer.gossip.fetching import Fetching
 from peer.store.holding import Holding
 from peer.store.lookups import SmallFile, find_small
+from peer.store.recent import RecentContents
 from peer.world.env import Env, ReadableFile, StoreError, Work
+from protocol.identity import NodeId
 from protocol.ops import Chunk, Put
 
 log = logging.getLogger("minidfs.downloads")
@@ -53,10 +56,12 @@ class _Part:
 class Downloads:
     """Reads files for one peer."""
 
-    def __init__(self, env: Env, here: Holding, fetching: Fetching) -> None:
+    def __init__(self, env: Env, here: Holding, fetching: Fetching, small_reads: SmallReads) -> None:
         self._env = env
         self._here = here
         self._fetching = fetching
+        self._small_reads = small_reads
+        self._recent = RecentContents()
         self._remote_chunks = trio.CapacityLimiter(REMOTE_CHUNKS_MAX)
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
 
@@ -70,6 +75,36 @@ class Downloads:
         except StoreError:
             return None
         return file if file is not None and is_good(file) else None
+
+    async def small_elsewhere(self, file_key: str, bytes_max: int) -> tuple[SmallFile, NodeId] | None:
+        """A file of up to so many bytes that is not here, from a peer that has it, verified; None as with `small`."""
+        try:
+            put = self._here.shown(file_key)
+            source = None if put is None else self._fetching.source_of(put)
+        except StoreError:
+            return None
+        if put is None or source is None or source == self._here.me:
+            return None
+        manifest = put.manifest
+        if manifest.chunks is None or len(manifest.chunks) != 1 or manifest.size_bytes > bytes_max:
+            return None
+        (chunk,) = manifest.chunks
+        known = self._recent.of(put.dot)
+        content = known[chunk.hash] if known is not None else await self._small_reads.read(source, chunk)
+        if content is None:
+            return None
+        if known is None:
+            self._recent.remember(put.dot, {chunk.hash: content})
+        file = SmallFile(
+            manifest.filename,
+            manifest.content_type,
+            manifest.size_bytes,
+            manifest.sha256,
+            manifest.uploaded_at_ms,
+            chunk.hash,
+            content,
+        )
+        return (file, source) if is_good(file) else None
 
     async def pieces(self, put: Put, first: int, count: int) -> AsyncGenerator[Piece, None]:
         """`count` bytes of a file from `first`, each verified.

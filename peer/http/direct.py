@@ -1,10 +1,11 @@
 """The direct way of the requests that come by the thousand: reading and storing small files.
 
 It answers what the usual way (`peer/http/callers.py`, then the routes of `peer/http/app.py`) would answer, after the
-same checks, and hands on to it whatever is not plain: other header fields that mean something, a query, a file that is
-not here whole or not found, a form with more in it than one file. What the usual way costs a request before anything
-is done for it, in routing, middleware, form parsing and tasks, is more than the work itself: with it a peer serves less
-than half as many files of 4 KiB a second, and takes in up to a tenth fewer (measured: docs/decisions.md).
+same checks, and hands on to it whatever is not plain: other header fields that mean something, a query, a file that
+is not found, or neither here whole nor small, a form with more in it than one file. What the usual way costs a request
+before anything is done for it, in routing, middleware, form parsing and tasks, is more than the work itself: with it a
+peer serves less than half as many files of 4 KiB a second, and takes in up to a tenth fewer (measured:
+docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from peer.http.nodes import latency_ms
 from peer.http.services import Services
 from peer.store.database import Committed
 from peer.store.lookups import SmallFile
+from protocol.identity import NodeId
 from protocol.ops import FILE_KEY_PATTERN
 
 FIELDS_OF_READS = frozenset(
@@ -142,6 +144,8 @@ class Direct:
         if endpoint is None or not FILE_KEY_PATTERN.fullmatch(file_key) or not self._is_plain(scope, FIELDS_OF_READS):
             return receive
         found = self._found(services, file_key)
+        if found is None and scope["method"] == "GET":
+            found = await self._found_elsewhere(services, file_key)
         if found is None:
             return receive
         scope["endpoint"] = endpoint
@@ -162,12 +166,25 @@ class Direct:
         file = services.downloads.small(file_key)
         if file is None:
             return None
-        me = services.others.me
-        head = head_of(file, (me, latency_ms(services.others, me)))
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.items()]
-        found = self._recent[file_key] = _Found(file, raw)
-        self._recent_bytes += len(file.content)
+        found = _found_at(services, file, services.others.me)
+        self._remember(file_key, found)
         return found
+
+    async def _found_elsewhere(self, services: Services, file_key: str) -> _Found | None:
+        """A small file that another peer has: that costs both of them, so it is remembered as one that is here."""
+        as_of = services.here.database.committed
+        read = await services.downloads.small_elsewhere(file_key, self._config.inline_bytes_max)
+        if read is None:
+            return None
+        found = _found_at(services, *read)
+        # What was looked up before a commit may have been replaced by it.
+        if self._found_as_of is as_of:
+            self._remember(file_key, found)
+        return found
+
+    def _remember(self, file_key: str, found: _Found) -> None:
+        self._recent[file_key] = found
+        self._recent_bytes += len(found.file.content)
 
     # --- storing ---
 
@@ -221,6 +238,11 @@ class Direct:
         scope, send = to
         await JSONResponse(uploads.receipt_json(services, receipt))(scope, body.again, send)
         return None
+
+
+def _found_at(services: Services, file: SmallFile, source: NodeId) -> _Found:
+    head = head_of(file, (source, latency_ms(services.others, source)))
+    return _Found(file, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.items()])
 
 
 class _Body:

@@ -11,6 +11,7 @@ from peer.events import Events
 from peer.files.downloads import Downloads
 from peer.files.keys import Keys
 from peer.files.listing import Listing
+from peer.files.small_reads import SmallReads
 from peer.files.uploads import Uploads
 from peer.gossip.answer import Answering
 from peer.gossip.exchange import Exchanger
@@ -51,6 +52,7 @@ class Services:
     fetching: Fetching
     uploads: Uploads
     downloads: Downloads
+    small_reads: SmallReads
     keys: Keys
     listing: Listing
     repair: Repair

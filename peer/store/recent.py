@@ -1,4 +1,4 @@
-"""The contents of small files a moment ago taken in: they are about to be sent to their targets."""
+"""The contents of small files that came in a moment ago, and are likely to be wanted again soon."""
 
 from __future__ import annotations
 
