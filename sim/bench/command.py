@@ -16,6 +16,7 @@ from sim.bench import machine
 from sim.bench.loads import Figures, Place, Workload, drive, fill, tool
 from sim.bench.report import Row, as_markdown, as_picture
 from sim.bench.seaweed import SeaweedFiler
+from sim.bench.swift import Swift
 from sim.bench.systems import HEAL_S, Elsewhere, HealTimeout, MiniDfs, System, SystemMissing, running
 
 MIB = 1024 * 1024
@@ -95,7 +96,12 @@ class Contestant:
     multiple=True,
     help="Another checkout, to measure too; may be repeated.  [default: none]",
 )
-@click.option("--rivals/--no-rivals", default=True, show_default=True, help="Measure SeaweedFS too, where it is there.")
+@click.option(
+    "--rivals/--no-rivals",
+    default=True,
+    show_default=True,
+    help="Measure SeaweedFS and Swift too, where they are there.",
+)
 @click.option(
     "--unsynced/--no-unsynced",
     default=False,
@@ -142,7 +148,7 @@ def bench(
         systems: list[System] = [MiniDfs(folder / "minidfs", nodes)]
         systems += [MiniDfs(folder / f"other-{number}", nodes, code) for number, code in enumerate(against)]
         systems += [MiniDfs(folder / "unsynced", nodes, durability="os")] if unsynced else []
-        systems += [SeaweedFiler(folder / "seaweedfs", nodes)] if rivals else []
+        systems += [SeaweedFiler(folder / "seaweedfs", nodes), Swift(folder / "swift", nodes)] if rivals else []
         contestants = _start(systems, stack)
         about = _about(contestants, nodes, rounds, seconds)
         rows = _measure(contestants, loads, 1 if quick else rounds, 1.0 if quick else seconds, folder, quick=quick)
@@ -192,9 +198,10 @@ def _measure(
             is_degraded = True
             for one in contestants:
                 one.system.lose_one()
-        of_load = [Row(one.system.name, load) for one in contestants]
+        able = [one for one in contestants if load.kind not in one.system.cannot]
+        of_load = [Row(one.system.name, load) for one in able]
         for _ in range(rounds):
-            for one, row in zip(contestants, of_load, strict=True):
+            for one, row in zip(able, of_load, strict=True):
                 click.echo(f"bench: {load.name} on {row.system}", err=True)
                 files = load.files or (FILES_READ_QUICK if quick else FILES_READ.get(load.size, 2))
                 _add_round(one, row, seconds, folder, files)

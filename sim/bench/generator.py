@@ -35,6 +35,8 @@ Fields = tuple[tuple[str, str], ...]
 
 FORM: Fields = (("content-type", f"multipart/form-data; boundary={BOUNDARY}"),)
 """The header fields of a form."""
+CONTENT: Fields = (("content-type", "application/octet-stream"),)
+"""The header fields of a content as it is."""
 
 
 def form_of(content: bytes) -> bytes:
@@ -115,9 +117,10 @@ class _Load:
         headers: Fields = ()
         body = b""
         if self.workload.kind == "put":
-            method, target = "POST", self.place.put_path.replace("{name}", name)
-            headers = FORM
-            body = form_of(content)
+            target = self.place.put_path.replace("{name}", name)
+            method, headers, body = "PUT", CONTENT, content
+            if self.place.takes_forms:
+                method, headers, body = "POST", FORM, form_of(content)
         elif self.workload.kind == "list":
             method, target, headers = "GET", self.place.list_path, (("accept", "application/json"),)
         elif self.workload.kind == "walk":

@@ -73,7 +73,7 @@ class Place:
     url: str
     """Of its host and port."""
     put_path: str
-    """To which forms are posted; `{name}` stands for a name of the file."""
+    """To which forms are posted, or contents put as they are; `{name}` stands for a name of the file."""
     raw_path: str
     """To which the content of a file of this name is put as it is, and from which it is deleted."""
     list_path: str
@@ -83,7 +83,9 @@ class Place:
     last_field: str
     """Where a page says which its last file is: names of fields, and places in lists, with dots between them."""
     stat_suffix: str
-    """Behind a file's path: what is known of it, as JSON."""
+    """Behind a file's path: what is known of it."""
+    takes_forms: bool = True
+    """Whether contents come in forms."""
 
 
 def tool() -> str:
@@ -149,6 +151,9 @@ function request()
   count = count + 1
   local name = seed .. "-" .. count
   local content = (name .. ":" .. base):sub(1, #base)
+  if os.getenv("BENCH_FORMS") == "" then
+    return wrk.format("PUT", (path:gsub("{name}", name)), {["content-type"] = "application/octet-stream"}, content)
+  end
   return wrk.format("POST", (path:gsub("{name}", name)), headers, head .. content .. "\\r\\n--%(boundary)s--\\r\\n")
 end
 """
@@ -217,6 +222,7 @@ def _with_wrk(place: Place, workload: Workload, seconds: float, paths: Sequence[
         "BENCH_PATH": place.put_path,
         "BENCH_PATHS": str(listed),
         "BENCH_RAW": place.raw_path,
+        "BENCH_FORMS": "1" if place.takes_forms else "",
         "BENCH_STAT": place.stat_suffix,
         "BENCH_LIST": place.list_path,
     }
@@ -261,7 +267,7 @@ def _with_curl(place: Place, workload: Workload, seconds: float, paths: Sequence
         if workload.kind == "put":
             _make_different(sent)
             path = place.put_path.replace("{name}", f"large-{len(took)}-{os.getpid()}")
-            what = ["-F", f"file=@{sent}"]
+            what = ["-F", f"file=@{sent}"] if place.takes_forms else ["-T", str(sent)]
         else:
             path, what = paths[len(took) % len(paths)], []
         command = ["curl", "-sS", "-o", os.devnull, "-w", "%{http_code} %{time_total}", *what, f"{place.url}{path}"]

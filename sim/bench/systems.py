@@ -61,6 +61,9 @@ class System:
 
     name = ""
     promise = ""
+    cannot: frozenset[str] = frozenset()
+    """Kinds of loads it is not measured with."""
+    stop_signal = signal.SIGINT
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,7 +109,7 @@ class System:
         while self._processes:
             process = self._processes.pop()
             with suppress(OSError):
-                process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+                process.send_signal(self.stop_signal if os.name != "nt" else signal.SIGTERM)
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:

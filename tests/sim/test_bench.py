@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
 
-from sim.bench import loads, machine
-from sim.bench.command import QUICK, _healed, bench
-from sim.bench.generator import last_of
-from sim.bench.loads import Figures, Workload
+from sim.bench import command, loads, machine
+from sim.bench.command import QUICK, Contestant, _healed, bench
+from sim.bench.generator import _Load, form_of, last_of
+from sim.bench.loads import Figures, Place, Workload
 from sim.bench.report import Row, as_markdown, as_picture, unit_of
 from sim.bench.seaweed import SeaweedFiler
+from sim.bench.swift import Swift
 from sim.bench.systems import HEAL_S, HealTimeout, System, SystemMissing
 
 SMALL = Workload("PUT 4 KiB", "put", 4096, 16)
 LARGE = Workload("PUT 2 MiB", "put", 2 * 2**20, 1)
+LARGE_READS = Workload("GET 2 MiB", "get", 2 * 2**20, 1)
+PLACE = Place("http://a:1", "/in/{name}", "/raw/{name}", "/", "/", "", "")
 
 
 def row_of(system: str, workload: Workload, *requests: int) -> Row:
@@ -82,11 +86,35 @@ def test_of_a_large_file_nothing_was_there_before(tmp_path: Path) -> None:
         seen |= set(pieces)
 
 
-def test_a_rival_that_is_not_there_is_said_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rival", [SeaweedFiler, Swift])
+def test_a_rival_that_is_not_there_is_said_to_be_missing(
+    rival: type[SeaweedFiler | Swift], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(SystemMissing, match="pip install"):
-        SeaweedFiler(tmp_path, 3).start()
+        rival(tmp_path, 3).start()
+
+
+@pytest.mark.parametrize("takes_forms", [True, False])
+def test_a_content_is_posted_in_a_form_or_put_as_it_is(takes_forms: bool) -> None:
+    place = replace(PLACE, takes_forms=takes_forms)
+    sent = _Load(place, SMALL, 1.0, [], None)._request("k", bytes(SMALL.size))
+    assert (sent.method, sent.target) == ("POST" if takes_forms else "PUT", "/in/k")
+    content = b"k" + bytes(SMALL.size - 1)
+    assert sent.body == (form_of(content) if takes_forms else content)
+
+
+def test_a_system_is_not_measured_with_what_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never(System):
+        name = "never"
+        cannot = frozenset({SMALL.kind})
+
+    measured = []
+    monkeypatch.setattr(command, "_add_round", lambda one, *_: measured.append(one.system.name))
+    able, unable = Contestant(System(tmp_path), PLACE), Contestant(Never(tmp_path), PLACE)
+    command._measure([able, unable], [SMALL, LARGE_READS], 1, 1.0, tmp_path, quick=True)
+    assert measured == ["", "", "never"]
 
 
 @pytest.mark.parametrize(
