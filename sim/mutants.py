@@ -709,8 +709,8 @@ MUTANTS = (
         "found-for-ever",
         "A small file that was read once is what is read from then on.",
         DIRECT_FILE,
-        "        if committed is not self._found_as_of or is_full:",
-        "        if is_full:",
+        "        if committed is not self._found_as_of:",
+        "        if self._found_as_of is None:",
         (f"{DIRECT}::test_a_file_that_was_read_is_read_anew_after_each_change",),
     ),
     Mutant(
@@ -1952,5 +1952,13 @@ MUTANTS = (
         "            self._recent.remember(put.dot, {chunk.hash: content})",
         "            pass",
         (f"{SMALL_READS}::test_a_file_that_was_read_is_not_asked_for_again_until_it_changes",),
+    ),
+    Mutant(
+        "found-without-bounds",
+        "Small files that were read stay in memory, however many there are.",
+        DIRECT_FILE,
+        "        while len(self._recent) > FOUND_MAX or self._recent_bytes > FOUND_BYTES_MAX:",
+        "        while False:",
+        (f"{DIRECT}::test_what_was_looked_up_is_remembered_within_bounds",),
     ),
 )

@@ -43,7 +43,7 @@ HOSTS_MAX = 64
 """Remembered as names of this peer."""
 FOUND_MAX = 4096
 FOUND_BYTES_MAX = 16 * 1024 * 1024
-"""Of files that were looked up since the last commit: beyond one of the two they are all looked up anew."""
+"""Of files that were looked up since the last commit: beyond one of the two the earliest make room."""
 PLAIN_FORM_BYTES_MAX = 1024
 """What a form may have beside the content of its file, to be plain."""
 
@@ -156,8 +156,7 @@ class Direct:
     def _found(self, services: Services, file_key: str) -> _Found | None:
         """A small file that is here: looked up once between two commits, and verified each time."""
         committed = services.here.database.committed
-        is_full = len(self._recent) >= FOUND_MAX or self._recent_bytes >= FOUND_BYTES_MAX
-        if committed is not self._found_as_of or is_full:
+        if committed is not self._found_as_of:
             self._recent.clear()
             self._found_as_of, self._recent_bytes = committed, 0
         known = self._recent.get(file_key)
@@ -183,8 +182,15 @@ class Direct:
         return found
 
     def _remember(self, file_key: str, found: _Found) -> None:
+        self._forget(file_key)
         self._recent[file_key] = found
         self._recent_bytes += len(found.file.content)
+        while len(self._recent) > FOUND_MAX or self._recent_bytes > FOUND_BYTES_MAX:
+            self._forget(next(iter(self._recent)))
+
+    def _forget(self, file_key: str) -> None:
+        known = self._recent.pop(file_key, None)
+        self._recent_bytes -= len(known.file.content) if known is not None else 0
 
     # --- storing ---
 

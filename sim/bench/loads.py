@@ -266,7 +266,7 @@ def _with_curl(place: Place, workload: Workload, seconds: float, paths: Sequence
     while time.monotonic() - started < seconds or not took:
         if workload.kind == "put":
             _make_different(sent)
-            path = place.put_path.replace("{name}", f"large-{len(took)}-{os.getpid()}")
+            path = place.put_path.replace("{name}", f"large-{os.urandom(6).hex()}")
             what = ["-F", f"file=@{sent}"] if place.takes_forms else ["-T", str(sent)]
         else:
             path, what = paths[len(took) % len(paths)], []

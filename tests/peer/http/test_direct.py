@@ -14,7 +14,7 @@ from multipart import MultipartError
 from worlds import converged, get, in_world, put, services
 
 from peer.http.callers import Callers
-from peer.http.direct import FOUND_MAX, HOSTS_MAX, Direct, _sent_in
+from peer.http.direct import FOUND_BYTES_MAX, FOUND_MAX, HOSTS_MAX, Direct, _sent_in
 from peer.http.errors import HttpError
 from sim.world import World
 
@@ -229,9 +229,19 @@ def test_what_was_looked_up_is_remembered_within_bounds() -> None:
         direct = Direct(Callers(lambda *_: never(), config, lambda: services_), config, lambda: services_)
         found = direct._found(services_, "k")
         assert found is not None
-        direct._recent.update((f"k{number}", found) for number in range(FOUND_MAX))
+        for number in range(FOUND_MAX + 10):
+            direct._remember(f"k{number}", found)
+        assert (len(direct._recent), direct._recent_bytes) == (FOUND_MAX, FOUND_MAX * len(CONTENT))
+        # The earliest made room, and come back when they are asked for.
+        assert next(iter(direct._recent)) == "k10"
         assert direct._found(services_, "k") == found
-        assert list(direct._recent) == ["k"]
+        assert len(direct._recent) == FOUND_MAX
+        large = found._replace(file=found.file._replace(content=bytes(FOUND_BYTES_MAX // 4)))
+        for number in range(9):
+            direct._remember(f"large{number}", large)
+            direct._remember("large0", large)
+        assert direct._recent_bytes <= FOUND_BYTES_MAX
+        assert direct._recent_bytes == sum(len(known.file.content) for known in direct._recent.values())
         for number in range(2 * HOSTS_MAX):
             assert direct._is_ours({"server": ("127.0.0.1", 1)}, b"localhost:%d" % number)
         assert len(direct._hosts) == HOSTS_MAX
