@@ -11,6 +11,7 @@ from worlds import converged, get, in_world, put, services
 
 from peer.files.small_reads import CHUNKS_MAX, PATIENCE_S, SmallReads
 from peer.gossip.client import PeerClient
+from peer.http.direct import Direct
 from protocol.identity import Member, NodeId
 from protocol.ops import Chunk
 from sim.world import World
@@ -78,6 +79,22 @@ def test_readers_of_one_moment_share_requests(requests: Requests) -> None:
         assert sum(requests.sizes) == len(there)
         assert len(requests.sizes) < len(there) / 4
         assert max(requests.sizes) <= CHUNKS_MAX
+
+    in_world(scenario, peers=3)
+
+
+def test_the_answer_is_that_of_the_usual_way(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        await put_elsewhere(world, FEW)
+        there = elsewhere(world, FEW)
+        direct = [await world.request("node-1", "GET", f"/files/{file_key}") for file_key in there]
+        assert len(requests.sizes) == len(there)
+        monkeypatch.setattr(Direct, "_is_plain", lambda *_: False)
+        for file_key, answer in zip(there, direct, strict=True):
+            usual = await world.request("node-1", "GET", f"/files/{file_key}")
+            assert (answer.status_code, answer.content) == (usual.status_code, usual.content)
+            assert answer.headers == usual.headers
+            assert answer.headers["x-routed-from"] != "node-1"
 
     in_world(scenario, peers=3)
 
