@@ -31,9 +31,10 @@ FROM_MUTANTS: tuple[str, ...] = (
     "digest-of-what-was-superseded",
     "sum-not-lowered-for-purged-holds",
     "full-for-ever",
-    "damage-forgotten",
     "altered-rows-stay",
     "failing-step-ends-the-worker",
+    "found-for-ever",
+    "rot-goes-direct",
 )
 """Of the bugs that tests must find, those that storms of the seeds below must find too."""
 
