@@ -52,6 +52,12 @@ def storm(session: nox.Session) -> None:
 
 
 @nox.session
+def hunt(session: nox.Session) -> None:
+    """Plant bugs in a copy; simulated lives must find each."""
+    session.run(PYTHON, "-m", "sim", "hunt")
+
+
+@nox.session
 def chaos(session: nox.Session) -> None:
     """A minute of everything that can be done to five real processes."""
     session.run(PYTHON, "-m", "sim", "chaos", "--peers", "5", "--minutes", "1", "--seed", "7")
