@@ -31,19 +31,22 @@ class Pauses:
     def pause(self, name: str) -> None:
         """Let no task of a machine run any more."""
         self._held.setdefault(name, [])
-        runner = _runner()
+        runner = trio_runner()
         runner.runq = _Gate(runner.runq, self._held)
 
     def resume(self, name: str) -> None:
         """Let a machine go on; one that was not paused does so anyway."""
         held = self._held.pop(name, [])
-        runner = _runner()
+        runner = trio_runner()
         kept = _Gate if self._held else _open
         runner.runq = kept([*runner.runq, *held], self._held)
 
 
-def _runner() -> Any:
-    # Trio has no public way to hold tasks back; a test notices when this one moves.
+def trio_runner() -> Any:
+    """The loop that runs: trio has no public way to hold its tasks back, or to ask for what they wait.
+
+    A test notices when this one moves.
+    """
     return importlib.import_module("trio._core._run").GLOBAL_RUN_CONTEXT.runner
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import importlib
 import math
 from collections.abc import Callable
-from typing import Any
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT
+
+from sim.pauses import trio_runner
 
 FOR_EVER_S = 999_999_999.0
 
@@ -27,8 +27,7 @@ class VirtualTime(trio.abc.Clock):
         self._planned = 0
 
     def start_clock(self) -> None:
-        # Trio has no public way to ask whether somebody waits for all tasks to be blocked; a test sees when this moves.
-        self._runner: Any = importlib.import_module("trio._core._run").GLOBAL_RUN_CONTEXT.runner
+        self._runner = trio_runner()
 
     def current_time(self) -> float:
         return self._now

