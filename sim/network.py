@@ -22,7 +22,7 @@ import trio
 
 from peer.config import Address
 from peer.tasks import helper_tasks
-from peer.world.env import AsgiApp, HttpAnswer, HttpRequest, Listener, RequestFailed, StartError
+from peer.world.env import AnswersAtOnce, AsgiApp, HttpAnswer, HttpRequest, Listener, RequestFailed, StartError
 from sim.pauses import MACHINE, Pauses
 from sim.virtual_time import VirtualTime
 
@@ -460,7 +460,7 @@ class _Cycle:
             await trio.lowlevel.checkpoint()
         with self._listener.counted():
             try:
-                await self._listener.app(self._scope(), self._receive, self._on_message)
+                await self._answer(self._listener.app, self._scope())
             # As in the real server: what the app did not begin to answer is answered for it, and an answer it began
             # ends the connection.
             except Exception:  # noqa: BLE001
@@ -469,6 +469,15 @@ class _Cycle:
             finally:
                 self._send.close()
                 self.started.set()
+
+    async def _answer(self, app: AsgiApp, scope: dict[str, Any]) -> None:
+        whole = app.at_once(scope) if self._sent.body == b"" and isinstance(app, AnswersAtOnce) else None
+        if whole is None:
+            await app(scope, self._receive, self._on_message)
+            return
+        await self._on_message({"type": "http.response.start", "status": 200, "headers": whole.headers})
+        body = b"" if self._sent.method == "HEAD" else whole.content
+        await self._on_message({"type": "http.response.body", "body": body})
 
     def _scope(self) -> dict[str, Any]:
         path, _, query = self._sent.raw_path.partition(b"?")

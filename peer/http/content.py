@@ -46,6 +46,11 @@ def guess_content_type(filename: str, claimed: str) -> str:
     return _TYPES.guess_type(filename)[0] or "application/octet-stream"
 
 
+def _type_of(content_type: str) -> str:
+    """As it may stand in a head: another peer may have put anything into its manifest."""
+    return content_type if _MEDIA_TYPE.fullmatch(content_type) else "application/octet-stream"
+
+
 def clean_filename(name: str) -> str:
     """The last part of what a client calls its file, which may be a whole path, without control characters.
 
@@ -99,7 +104,7 @@ def head_of(file: Described, source: tuple[NodeId, int]) -> dict[str, str]:
     """The header fields of a whole file, with the peer it is read from and how far that is in milliseconds."""
     return {
         **_validators_of(file, source),
-        "content-type": file.content_type,
+        "content-type": _type_of(file.content_type),
         "content-length": str(file.size_bytes),
         "content-disposition": disposition_of(file.filename),
         "x-content-type-options": "nosniff",
@@ -246,7 +251,7 @@ class FileResponse:
         """What stands in front of one of several ranges (RFC 9110, 14.6)."""
         if self._boundary is None:
             return b""
-        lines = ["", f"--{self._boundary}", f"content-type: {self._put.manifest.content_type}"]
+        lines = ["", f"--{self._boundary}", f"content-type: {_type_of(self._put.manifest.content_type)}"]
         return "\r\n".join([*lines, f"content-range: {self._content_range(span)}", "", ""]).encode()
 
     def _end(self) -> bytes:

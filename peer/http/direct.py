@@ -11,7 +11,7 @@ docs/decisions.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -29,6 +29,7 @@ from peer.http.nodes import latency_ms
 from peer.http.services import Services
 from peer.store.database import Committed
 from peer.store.lookups import SmallFile
+from peer.world.env import Whole
 from protocol.identity import NodeId
 from protocol.ops import FILE_KEY_PATTERN
 
@@ -36,6 +37,9 @@ FIELDS_OF_READS = frozenset(
     {b"origin", b"range", b"if-range", b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since"}
 )
 """Header fields that make the answer to a read another one."""
+NOT_HERE = "minidfs.not_here"
+"""In the scope of a read that could not be answered at once, for it not to be looked up again."""
+METHODS_OF_READS = frozenset({"GET", "HEAD"})
 FIELDS_OF_WRITES = frozenset(
     {b"origin", b"expect", b"transfer-encoding", b"repr-digest", b"content-digest", b"content-md5"}
 )
@@ -64,11 +68,18 @@ class _Sent(NamedTuple):
     content: bytes
 
 
+class _Asked(NamedTuple):
+    """A file, and the route by which it is asked for."""
+
+    endpoint: Callable[..., object]
+    file_key: str
+
+
 class _Found(NamedTuple):
-    """A file as it lies here, and the header fields of its answer."""
+    """A file as it lies here, and the answer with it."""
 
     file: SmallFile
-    head: Sequence[tuple[bytes, bytes]]
+    whole: Whole
 
 
 _Way = Callable[[Services, Scope, Receive, Send], Awaitable[Receive | None]]
@@ -137,21 +148,41 @@ class Direct:
 
     # --- reading ---
 
+    def at_once(self, scope: Scope) -> Whole | None:
+        """A small file that is here, read and verified: most reads end here, without a turn of any task."""
+        services = self._services() if scope["method"] in METHODS_OF_READS and not scope["query_string"] else None
+        asked = None if services is None else self._asked(scope)
+        if services is None or asked is None:
+            return None
+        found = self._found(services, asked.file_key)
+        if found is None:
+            scope[NOT_HERE] = True
+            return None
+        scope["endpoint"] = asked.endpoint
+        return found.whole
+
     async def _read(self, services: Services, scope: Scope, receive: Receive, send: Send) -> Receive | None:
-        """Send a small file that is here, read and verified, in one piece."""
+        """Send a small file that is here or with another peer, read and verified, in one piece."""
+        asked = self._asked(scope)
+        if asked is None:
+            return receive
+        found = None if NOT_HERE in scope else self._found(services, asked.file_key)
+        if found is None and scope["method"] == "GET":
+            found = await self._found_elsewhere(services, asked.file_key)
+        if found is None:
+            return receive
+        scope["endpoint"] = asked.endpoint
+        await send({"type": "http.response.start", "status": 200, "headers": found.whole.headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else found.file.content})
+        return None
+
+    def _asked(self, scope: Scope) -> _Asked | None:
+        """What a plain read is for; None for one that is for the usual way."""
         before, _, file_key = scope["path"].rpartition("/")
         endpoint = _READS.get(f"{before}/")
         if endpoint is None or not FILE_KEY_PATTERN.fullmatch(file_key) or not self._is_plain(scope, FIELDS_OF_READS):
-            return receive
-        found = self._found(services, file_key)
-        if found is None and scope["method"] == "GET":
-            found = await self._found_elsewhere(services, file_key)
-        if found is None:
-            return receive
-        scope["endpoint"] = endpoint
-        await send({"type": "http.response.start", "status": 200, "headers": found.head})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else found.file.content})
-        return None
+            return None
+        return _Asked(endpoint, file_key)
 
     def _found(self, services: Services, file_key: str) -> _Found | None:
         """A small file that is here: looked up once between two commits, and verified each time."""
@@ -248,7 +279,8 @@ class Direct:
 
 def _found_at(services: Services, file: SmallFile, source: NodeId) -> _Found:
     head = head_of(file, (source, latency_ms(services.others, source)))
-    return _Found(file, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.items()])
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.items()]
+    return _Found(file, Whole(headers, file.content))
 
 
 class _Body:

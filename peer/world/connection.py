@@ -19,9 +19,9 @@ from typing import Any
 
 import trio
 
-from peer.world.env import FROM_PEER, PEER_PATHS
+from peer.world.env import FROM_PEER, PEER_PATHS, AnswersAtOnce, Whole
 from peer.world.transport import Buffer, Transport, read_at
-from peer.world.wire import CountedBody, HeadReader, Request, RequestError, Response, format_head
+from peer.world.wire import CountedBody, HeadReader, Request, RequestError, Response, format_head, format_whole
 
 log = logging.getLogger("minidfs.http")
 
@@ -71,6 +71,9 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+KEEP_ALIVE_AT_LEAST = 0.98
+"""Of `keep_alive_timeout_s` an idle connection is kept so much at least."""
+
 VITAL_PATHS = (PEER_PATHS, "/health")
 """Answered also when there are too many clients."""
 CROWDED = "too many connections; try again later or ask another peer"
@@ -81,6 +84,7 @@ class Site:
 
     def __init__(self, app: ASGIApp, limits: Limits, wall_s: Callable[[], float]) -> None:
         self.app = app
+        self.at_once = app.at_once if isinstance(app, AnswersAtOnce) else _never_at_once
         self.limits = limits
         self.requests_running = 0
         self._clients: set[Connection] = set()
@@ -147,6 +151,10 @@ class Site:
         return self._date[1]
 
 
+def _never_at_once(scope: Scope) -> Whole | None:
+    return None
+
+
 class Port:
     """A listener and the connections that came through it."""
 
@@ -177,7 +185,8 @@ class Connection:
         self.local = ("", 0)
         self.transport = Transport(sock, site.limits.write_timeout_s, site.limits.rate_min)
         self.patience = trio.CancelScope()
-        """Around everything; its deadline is that of the request we wait for, and none while we serve one."""
+        """Around everything; its deadline is that of the request we wait for, and none while we serve one that takes
+        its time."""
         self.busy = False
         self.surplus = False
         """It came when all others were busy, and there were as many as there should be."""
@@ -208,7 +217,7 @@ class Connection:
         try:
             with self.patience:
                 while await self._serve_request():
-                    self.patience.deadline = trio.current_time() + self.limits.keep_alive_timeout_s
+                    self._await_next()
         except RequestError as error:
             await self._refuse(error.status, str(error))
         if self.patience.cancelled_caught and self._head_begun and not self.port.retired:
@@ -222,23 +231,69 @@ class Connection:
         self._makes_room = True
         self.patience.cancel()
 
+    def _await_next(self) -> None:
+        """The next request may take its time, give or take a little: moving a deadline costs as much as a read."""
+        timeout_s = self.limits.keep_alive_timeout_s
+        left_s = self.patience.deadline - trio.current_time()
+        if not timeout_s * KEEP_ALIVE_AT_LEAST <= left_s <= timeout_s:
+            self.patience.deadline = trio.current_time() + timeout_s
+
     async def _serve_request(self) -> bool:
         """Serve the next request; True if the connection can take another one behind it."""
         request = await self._read_head()
         if request is None or self.patience.cancel_called:
             return False
-        self.busy = True
-        self.patience.deadline = math.inf
         self._head_only = request.method == "HEAD"
         if not self.site.may_serve(self, request.path):
             raise RequestError(503, CROWDED)
-        if not await Cycle(self, request).run():
-            if not self.owing:
-                await self.transport.linger(self.limits.linger_s)
-            return False
+        scope = self._scope(request)
+        whole = self.site.at_once(scope) if request.is_simple else None
+        if whole is not None:
+            await self._send_whole(whole)
+        else:
+            self._be_busy()
+            if not await Cycle(self, request).run(scope):
+                if not self.owing:
+                    await self.transport.linger(self.limits.linger_s)
+                return False
         self.busy = False
         self.site.note_waiting(self)
         return not self.port.retired
+
+    def _be_busy(self) -> None:
+        """What is under way takes as long as it takes."""
+        self.busy = True
+        self.patience.deadline = math.inf
+
+    def _scope(self, request: Request) -> Scope:
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": request.http_version,
+            "method": request.method,
+            "scheme": "http",
+            "path": request.path,
+            "raw_path": request.raw_path,
+            "query_string": request.query_string,
+            "root_path": "",
+            "headers": request.headers,
+            "client": self.client,
+            "server": self.local,
+            "state": {"listener": self.port.name},
+            "extensions": {"http.response.zerocopysend": {}},
+        }
+
+    async def _send_whole(self, whole: Whole) -> None:
+        """Send an answer that is at hand: most are with the kernel before anything else can happen."""
+        if not whole.head:
+            whole.head = format_whole(whole.headers, len(whole.content))
+        content = b"" if self._head_only else whole.content
+        unsent = self.transport.send_now(b"".join((whole.head, b"date: ", self.site.date(), b"\r\n\r\n", content)))
+        if unsent:
+            self._be_busy()
+            self.owing = True
+            await self.transport.send(unsent)
+            self.owing = False
 
     async def _read_head(self) -> Request | None:
         """Wait for the next request; None if the client sends no more."""
@@ -285,12 +340,12 @@ class Cycle:
         self._disconnected = False
         self._watching: trio.CancelScope | None = None
 
-    async def run(self) -> bool:
+    async def run(self, scope: Scope) -> bool:
         """Let the app answer; True if the connection is ready for the next request.
 
         Raises RequestError if the server has to answer in place of the app.
         """
-        site, scope = self._connection.site, self._scope()
+        site = self._connection.site
         site.requests_running += 1
         try:
             await site.app(scope, self.receive, self.send)
@@ -308,25 +363,6 @@ class Cycle:
         if not self._connection.owing and (self._body_error or not self._disconnected):
             raise self._body_error or RequestError(500, "internal error; the log of this peer says more")
         return False
-
-    def _scope(self) -> Scope:
-        request = self._request
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": request.http_version,
-            "method": request.method,
-            "scheme": "http",
-            "path": request.path,
-            "raw_path": request.raw_path,
-            "query_string": request.query_string,
-            "root_path": "",
-            "headers": request.headers,
-            "client": self._connection.client,
-            "server": self._connection.local,
-            "state": {"listener": self._connection.port.name},
-            "extensions": {"http.response.zerocopysend": {}},
-        }
 
     def _report(self, error: Exception) -> None:
         request = self._request

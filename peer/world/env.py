@@ -8,12 +8,12 @@ StoreError or StartError at this border.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
 from random import Random
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import httpx
 
@@ -22,11 +22,34 @@ from peer.config import Address
 T = TypeVar("T")
 
 AsgiApp = Callable[..., Any]
+"""An ASGI 3 app; it may be one that `AnswersAtOnce` too."""
 
 PEER_PATHS = "/peer/"
 """What peers ask of each other begins so; a server hears it also when there are too many clients."""
 FROM_PEER = "from peer"
 """The app sets this in `scope["state"]` of a request that a peer has proven to have sent: its connection is kept."""
+
+
+@dataclass(slots=True)
+class Whole:
+    """An answer of status 200 that is at hand; it can be sent many times."""
+
+    headers: Sequence[tuple[bytes, bytes]]
+    """With the length of the content, and without a date and what is said of connections."""
+    content: bytes
+    head: bytes = b""
+    """What a server made of the headers when it sent them first."""
+
+
+@runtime_checkable
+class AnswersAtOnce(Protocol):
+    """An app that has the answers to some requests at hand: a task's turn for each would cost more than the answer."""
+
+    def at_once(self, scope: MutableMapping[str, Any]) -> Whole | None:
+        """The answer to a request without a body, which is then sent; None when the app is to be called.
+
+        To HEAD it is the answer to GET, of which the content stays.
+        """
 
 
 class StoreError(Exception):

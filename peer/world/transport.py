@@ -56,6 +56,13 @@ class Transport:
                     return self._sock.recv(bytes_max)
         return b""
 
+    def send_now(self, content: Buffer) -> memoryview:
+        """Hand to the kernel what it takes without waiting; returns the rest. OSError if the client is gone."""
+        unsent = memoryview(content)
+        with suppress(BlockingIOError):
+            unsent = unsent[self._sock.send(unsent) :]
+        return unsent
+
     async def send(self, content: Buffer) -> None:
         """Hand everything to the kernel; OSError if the client is gone, or takes too little in the time it has."""
         unsent = memoryview(content)

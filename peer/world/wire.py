@@ -7,7 +7,7 @@ into the next request and does not say where that begins: it is fed one head onl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
@@ -112,6 +112,11 @@ class Request:
     body: CountedBody | ChunkedBody
     keep_alive: bool
     expects_continue: bool
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether there is nothing to read behind its head, and its answer is framed by a length alone."""
+        return self.keep_alive and self.http_version == "1.1" and self.body.finished
 
 
 class HeadReader:
@@ -293,6 +298,13 @@ class Response:
             self._left -= size
         self._head = b""
         return before, after
+
+
+def format_whole(headers: Sequence[tuple[bytes, bytes]], size: int) -> bytes:
+    """The head of a whole response of status 200, up to its date; ValueError if it does not give this size."""
+    if (b"content-length", b"%d" % size) not in headers:
+        raise ValueError(f"a whole answer of {size} bytes has to give that as its content-length")
+    return format_head(200, headers).removesuffix(b"\r\n")
 
 
 def format_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -17,12 +17,15 @@ from peer.http.content import (
     clean_filename,
     disposition_of,
     guess_content_type,
+    head_of,
     is_current,
     parse_ranges,
 )
 from peer.http.errors import HttpError
 from peer.world.wire import format_head
-from protocol.codec import FILENAME_CHARS_MAX
+from protocol.codec import CONTENT_TYPE_CHARS_MAX, FILENAME_CHARS_MAX, MS_MAX
+from protocol.identity import NodeId
+from protocol.ops import Manifest
 
 ETAG = '"abc"'
 ODD = "\u202f\u3000\xa0\u200c\U0001f469\u200d\U0001f680"
@@ -56,6 +59,33 @@ def test_every_name_makes_a_header_field_that_reads_back(name: str) -> None:
     assert message.get_content_disposition() == "attachment"
     plain = message.get_param("filename", header="content-disposition")
     assert plain
+
+
+PLAIN_TEXT = st.characters(exclude_categories=["Cs"])
+
+
+@given(
+    st.text(PLAIN_TEXT, max_size=FILENAME_CHARS_MAX),
+    st.text(PLAIN_TEXT, max_size=CONTENT_TYPE_CHARS_MAX) | st.just("text/plain"),
+    st.integers(0, MS_MAX),
+)
+@example("a", "text/plain\r\nSet-Cookie: x=1", 0)
+@example("a", "日本/語", MS_MAX)
+def test_whatever_another_peer_says_of_a_file_can_be_sent_as_a_head(name: str, content_type: str, at_ms: int) -> None:
+    file = Manifest(
+        file_key="k",
+        filename=name,
+        size_bytes=1,
+        sha256=bytes(32),
+        content_type=content_type,
+        uploaded_at_ms=at_ms,
+        copies=1,
+        chunks=None,
+    )
+    head = head_of(file, (NodeId("n"), 1))
+    sent = format_head(200, [(field.encode("latin-1"), value.encode("latin-1")) for field, value in head.items()])
+    assert sent.count(b"\r\n") == 2 + len(head)
+    assert head["content-type"] in (content_type, "application/octet-stream")
 
 
 @pytest.mark.parametrize("name", [".", "..", "..."])

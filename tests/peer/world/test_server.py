@@ -29,8 +29,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from peer.world import transport
-from peer.world.connection import Limits
-from peer.world.env import FROM_PEER
+from peer.world.connection import KEEP_ALIVE_AT_LEAST, Limits
+from peer.world.env import FROM_PEER, Whole
 from peer.world.server import Server
 from peer.world.wire import ChunkedBody
 
@@ -1152,6 +1152,143 @@ async def test_a_reader_slower_than_the_least_rate_is_cut_however_steadily_it_re
                     await client.stream.receive_some(20_000)
                 await trio.sleep(0.01)
         assert served.server.connections == 0
+
+
+# Answers that are at hand.
+
+
+class AtHand:
+    """An app with one answer at hand, which echoes what that is not for."""
+
+    def __init__(self, content: bytes, *headers: tuple[bytes, bytes]) -> None:
+        self.whole = Whole([(b"content-length", b"%d" % len(content)), *headers], content)
+        self.asked: list[str] = []
+
+    def at_once(self, scope: Any) -> Whole | None:
+        self.asked.append(f"{scope['method']} {scope['path']}")
+        return self.whole if scope["path"] == "/" else None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await echo(scope, receive, send)
+
+
+@on_trio
+async def test_an_answer_at_hand_is_sent_again_and_again_and_the_app_is_not_called() -> None:
+    app = AtHand(b"here", (b"etag", b"x"))
+    async with serving(app) as served, served.client() as client:
+        for _ in range(3):
+            await client.send(GET)
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, b"here")
+            assert answer.headers == {"content-length": "4", "etag": "x", "date": NOON}
+        await client.send(GET.replace(b"GET", b"HEAD"))
+        answer = await client.answer(head_only=True)
+        assert answer.headers == {"content-length": "4", "etag": "x", "date": NOON}
+        await client.send(GET.replace(b"/ ", b"/other "))
+        assert (await client.answer()).body == b"GET /other "
+        await client.send(GET + GET)
+        assert [(await client.answer()).body for _ in range(2)] == [b"here", b"here"]
+        assert served.server.connections == 1
+    assert app.asked == ["GET /", "GET /", "GET /", "HEAD /", "GET /other", "GET /", "GET /"]
+
+
+@on_trio
+async def test_only_requests_without_a_body_that_keep_the_connection_are_answered_at_once() -> None:
+    unusual = [
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+        CHUNKED_POST + chunked(b"hi", 1),
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    ]
+    app = AtHand(b"here")
+    async with serving(app) as served, served.client() as client:
+        for request in unusual:
+            await client.send(request)
+            answer = await client.answer()
+            assert answer.body.startswith((b"GET / ", b"POST /"))
+        assert answer.headers["connection"] == "close"
+        assert await client.until_eof() == b""
+    assert app.asked == []
+
+
+@on_trio
+async def test_an_answer_at_hand_reaches_a_client_that_reads_slowly_whole() -> None:
+    content = os.urandom(16 * MIB)
+    async with (
+        serving(AtHand(content), header_timeout_s=0.2, keep_alive_timeout_s=0.2) as served,
+        served.client(receive_buffer=65536) as client,
+    ):
+        await client.send(GET)
+        # Longer than it may wait for a request.
+        await trio.sleep(0.3)
+        assert (await client.answer()).body == content
+        await client.send(GET.replace(b"/ ", b"/other "))
+        assert (await client.answer()).body == b"GET /other "
+        assert await client.until_eof() == b""
+
+
+@on_trio
+async def test_a_client_that_takes_nothing_of_an_answer_at_hand_is_cut() -> None:
+    app = AtHand(bytes(16 * MIB))
+    async with (
+        serving(app, write_timeout_s=0.1, keep_alive_timeout_s=0.05) as served,
+        served.client(receive_buffer=65536) as client,
+    ):
+        await client.send(GET)
+        await served.wait_connections(1)
+        await served.wait_connections(0)
+        await assert_reset(client)
+
+
+@on_trio
+async def test_a_client_that_leaves_an_answer_at_hand_leaves_the_others_alone() -> None:
+    with logged() as records:
+        async with serving(AtHand(bytes(16 * MIB))) as served, served.client() as client, served.client() as other:
+            await client.send(GET)
+            await client.stream.receive_some()
+            client.reset()
+            await served.wait_connections(1)
+            await other.send(GET)
+            assert len((await other.answer()).body) == 16 * MIB
+    assert records == []
+
+
+@on_trio
+async def test_an_answer_at_hand_ends_when_the_server_shuts_down_and_its_grace_is_over() -> None:
+    async with serving(AtHand(bytes(16 * MIB))) as served, served.client(receive_buffer=65536) as client:
+        await client.send(GET)
+        await client.stream.receive_some(1)
+        await served.server.shut_down(grace_s=0.1)
+        assert served.server.connections == 0
+        await assert_reset(client)
+
+
+@on_trio
+async def test_an_answer_at_hand_that_is_not_what_it_says_is_not_sent() -> None:
+    for app in (AtHand(b"here"), AtHand(b"here", (b"x", b"a\r\nb: c"))):
+        app.whole.content += b" and more" if len(app.whole.headers) == 1 else b""
+        with logged() as records:
+            async with serving(app) as served, served.client() as client, served.client() as other:
+                await client.send(GET)
+                assert await client.until_eof() == b""
+                await other.send(GET.replace(b"/ ", b"/other "))
+                assert (await other.answer()).body == b"GET /other "
+        assert [record.exc_info is not None for record in records] == [True]
+
+
+@on_trio
+async def test_a_connection_that_is_used_is_not_closed_for_being_idle() -> None:
+    """Neither too early, for its deadline moves on only when that is worth it, nor too late."""
+    async with serving(AtHand(b"here"), keep_alive_timeout_s=0.3) as served, served.client() as client:
+        for _ in range(6):
+            await client.send(GET)
+            assert (await client.answer()).body == b"here"
+            await trio.sleep(0.1)
+        await client.send(GET)
+        await client.answer()
+        before = trio.current_time()
+        assert await client.until_eof() == b""
+        assert trio.current_time() - before >= 0.3 * KEEP_ALIVE_AT_LEAST - 0.05
 
 
 # Files.
