@@ -138,12 +138,26 @@ class Replica:
             return None
         return self._write(Drop(*self._next(wall_ms), (), tuple(sorted(last.values()))))
 
-    def drop_unbacked(self, is_backed: Callable[[Dot], bool], wall_ms: int) -> list[Drop]:
-        """Take back what this peer is said to hold and its disk does not back; `is_backed` is asked with put dots."""
-        return self.drop([hold for hold in self.store.holds_by(self.me) if not is_backed(hold.put)], wall_ms)
+    def drop_unbacked(
+        self, is_backed: Callable[[Dot], bool], wall_ms: int, puts: Iterable[Dot] | None = None
+    ) -> list[Drop]:
+        """Take back what this peer is said to hold and its disk does not back; `is_backed` is asked with put dots.
+
+        Of several holds on one put the latest stays: where content was back before a life was remembered in which this
+        peer held it too, they would pile up. Of all puts, or only these.
+        """
+        if puts is None:
+            mine = self.store.holds_by(self.me)
+        else:
+            mine = [hold for put in dict.fromkeys(puts) for hold in self.my_holds_of(put)]
+        latest: dict[Dot, Hold] = {}
+        for hold in sorted(mine, key=lambda hold: (hold.stamp, hold.dot)):
+            latest[hold.put] = hold
+        untrue = [hold for hold in mine if latest[hold.put] is not hold or not is_backed(hold.put)]
+        return self.drop(untrue, wall_ms)
 
     def my_holds_of(self, put: Dot) -> list[Hold]:
-        """The live holds of this peer on a put; more than one when a life of its own was forgotten and remembered."""
+        """The live holds of this peer on a put; more than one until `drop_unbacked`, see there."""
         return [hold for hold in self.store.holds_of(put) if hold.holder == self.me]
 
     def _versions(self, file_key: str) -> tuple[Dot, ...]:

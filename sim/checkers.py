@@ -194,11 +194,13 @@ def _dots_used_twice(world: World) -> Iterator[str]:
 
 
 def _false_claims(world: World) -> Iterator[str]:
-    """A peer that is said to hold what its disk does not have."""
+    """A peer that is said to hold what its disk does not have, or says it more than once."""
     platters = {name: machine.platter for name, machine in world.machines.items()}
     lacking = {name: lacking_on(platter) for name, platter in platters.items()}
     for dot, holders in holders_on(next(iter(platters.values()))).items():
         for holder in holders:
+            if holders.count(holder) > 1:
+                yield f"{holder} declared {dot} held more than once"
             if lacking[holder].get(dot, 1):
                 yield f"{holder} declared {dot} held and lacks {lacking[holder].get(dot, 'the put')}"
 

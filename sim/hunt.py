@@ -33,6 +33,7 @@ FROM_MUTANTS: tuple[str, ...] = (
     "full-for-ever",
     "altered-rows-stay",
     "failing-step-ends-the-worker",
+    "holds-of-former-lives-pile-up",
     "found-for-ever",
     "rot-goes-direct",
 )

@@ -473,6 +473,14 @@ MUTANTS = (
         (REPLICA,),
     ),
     Mutant(
+        "holds-of-former-lives-pile-up",
+        "A peer whose disk was lost, and has its content back, says once more with each life that it has it.",
+        REPLICA_FILE,
+        "if latest[hold.put] is not hold or not is_backed(hold.put)]",
+        "if not is_backed(hold.put)]",
+        (f"{REPLICA}::test_of_holds_of_several_lives_on_one_file_the_latest_stays",),
+    ),
+    Mutant(
         "declared-twice",
         "A peer declares again what it has declared.",
         REPLICA_FILE,

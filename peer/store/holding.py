@@ -224,10 +224,10 @@ class Holding:
     # --- steps ---
 
     def hear(self, their_vv: VersionVector, fingerprints: Fingerprints, ops: Sequence[Op]) -> Heard:
-        """A step: apply a peer's ops; a hold of ours that this disk does not back is taken back at once."""
+        """A step: apply a peer's ops; holds of ours that are not backed, or doubled, are taken back at once."""
         heard = self.replica.hear(their_vv, fingerprints, ops, self.wall_ms())
-        unbacked = [hold for hold in heard.my_holds if not self.database.store.is_held(hold.put)]
-        self.replica.drop(unbacked, self.wall_ms())
+        puts = [hold.put for hold in heard.my_holds]
+        self.replica.drop_unbacked(self.database.store.is_held, self.wall_ms(), puts)
         return heard
 
     def take_holds(

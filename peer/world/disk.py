@@ -21,6 +21,8 @@ from peer.locks import try_lock
 from peer.world.env import FileIdentity, FileMissing, NoSpace, StartError, StoreError
 
 DATABASE_CACHE_KIB = 16 * 1024
+READER_CACHE_KIB = 4 * 1024
+"""A reader's: each commit of the writer empties it, so that most of a larger one would be memory and no use."""
 
 
 @contextmanager
@@ -128,17 +130,17 @@ class SystemDatabaseFile:
         self._path = path
         self._syncs = syncs
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, cache_kib: int) -> sqlite3.Connection:
         # From Python 3.12 on, two threads that use one connection get rows of each other's statements.
         connection = sqlite3.connect(
             self._path, isolation_level=None, check_same_thread=True, cached_statements=256, timeout=30
         )
-        connection.execute(f"PRAGMA cache_size = -{DATABASE_CACHE_KIB}")
+        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         connection.execute("PRAGMA temp_store = MEMORY")
         return connection
 
     def connect_writer(self) -> sqlite3.Connection:
-        connection = self._connect()
+        connection = self._connect(DATABASE_CACHE_KIB)
         # Has an effect on a new database only: its size can follow the files there are, not those there ever were.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -151,7 +153,7 @@ class SystemDatabaseFile:
         return connection
 
     def connect_reader(self) -> sqlite3.Connection:
-        connection = self._connect()
+        connection = self._connect(READER_CACHE_KIB)
         connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         return connection

@@ -241,6 +241,28 @@ def test_only_the_holds_the_disk_does_not_back_are_dropped() -> None:
     assert lost is not None
 
 
+def test_of_holds_of_several_lives_on_one_file_the_latest_stays() -> None:
+    me, other = replica("a"), replica("b")
+    put = other.put(manifest(), NOW)
+    tell(other, me)
+    for life in range(1, 4):
+        me.hold(put.dot, NOW + life)
+        tell(me, other)
+        # The next life has its content back before it hears of this one.
+        me = replica("a", seed=life)
+        me.hear({}, {}, [put], NOW)
+    latest = me.hold(put.dot, NOW + 4)
+    heard = tell(other, me)
+    assert len(me.my_holds_of(put.dot)) == 4
+    me.drop_unbacked(lambda _: True, NOW, [hold.put for hold in heard.my_holds])
+    assert me.my_holds_of(put.dot) == [latest]
+    assert me.drop_unbacked(lambda _: True, NOW) == []
+    tell(me, other)
+    assert other.store.holds_of(put.dot) == [latest]
+    me.drop_unbacked(lambda _: False, NOW, [put.dot])
+    assert me.my_holds_of(put.dot) == []
+
+
 def test_one_op_drops_the_holds_of_all_lives_of_a_peer_and_of_no_other() -> None:
     me, other = replica("a"), replica("b")
     put = other.put(manifest(), NOW)

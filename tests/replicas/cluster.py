@@ -445,8 +445,7 @@ class Cluster:
     def hear(self, peer: Peer, vv: VersionVector, fingerprints: Fingerprints, ops: Iterable[Op]) -> Heard:
         heard = peer.replica.hear(vv, fingerprints, ops, self.wall_ms(peer))
         if heard.my_holds:
-            unbacked = [hold for hold in heard.my_holds if not peer.backs(hold.put)]
-            peer.replica.drop(unbacked, self.wall_ms(peer))
+            peer.replica.drop_unbacked(peer.backs, self.wall_ms(peer), [hold.put for hold in heard.my_holds])
         if heard.my_drops:
             self._declare_again(peer)
         self.watch(peer)
@@ -713,9 +712,9 @@ class Cluster:
             assert peer.replica.root() == self.peers[0].replica.root() or self.unclear
             assert peer.store.state_sum() == sum_of_rows(peer.store)
             for put in peer.puts():
-                held = bool(peer.replica.my_holds_of(put.dot))
+                held = len(peer.replica.my_holds_of(put.dot))
                 assert held == (put.manifest.sha256 in peer.disk), (
-                    f"{peer.me} holds {put.dot}: {held}, its disk does not agree"
+                    f"{peer.me} holds {put.dot} {held} times, its disk does not agree"
                 )
         if not self.unclear:
             self._check_nothing_is_missing()
