@@ -151,8 +151,10 @@ class Replica:
         else:
             mine = [hold for put in dict.fromkeys(puts) for hold in self.my_holds_of(put)]
         latest: dict[Dot, Hold] = {}
-        for hold in sorted(mine, key=lambda hold: (hold.stamp, hold.dot)):
-            latest[hold.put] = hold
+        for hold in mine:
+            known = latest.setdefault(hold.put, hold)
+            if (known.stamp, known.dot) < (hold.stamp, hold.dot):
+                latest[hold.put] = hold
         untrue = [hold for hold in mine if latest[hold.put] is not hold or not is_backed(hold.put)]
         return self.drop(untrue, wall_ms)
 
