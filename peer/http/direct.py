@@ -29,7 +29,7 @@ from peer.http.nodes import latency_ms
 from peer.http.services import Services
 from peer.store.database import Committed
 from peer.store.lookups import SmallFile
-from peer.world.env import Whole
+from peer.world.env import WholeAnswer
 from protocol.identity import NodeId
 from protocol.ops import FILE_KEY_PATTERN
 
@@ -79,7 +79,7 @@ class _Found(NamedTuple):
     """A file as it lies here, and the answer with it."""
 
     file: SmallFile
-    whole: Whole
+    whole: WholeAnswer
 
 
 _Way = Callable[[Services, Scope, Receive, Send], Awaitable[Receive | None]]
@@ -148,7 +148,7 @@ class Direct:
 
     # --- reading ---
 
-    def at_once(self, scope: Scope) -> Whole | None:
+    def at_once(self, scope: Scope) -> WholeAnswer | None:
         """A small file that is here, read and verified: most reads end here, without a turn of any task."""
         services = self._services() if scope["method"] in METHODS_OF_READS and not scope["query_string"] else None
         asked = None if services is None else self._asked(scope)
@@ -280,7 +280,7 @@ class Direct:
 def _found_at(services: Services, file: SmallFile, source: NodeId) -> _Found:
     head = head_of(file, (source, latency_ms(services.others, source)))
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head.items()]
-    return _Found(file, Whole(headers, file.content))
+    return _Found(file, WholeAnswer(headers, file.content))
 
 
 class _Body:

@@ -11,7 +11,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from peer.pace import Pace
-from peer.world.env import Clock, Whole
+from peer.world.env import AnswersAtOnce, Clock, WholeAnswer
 
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 """Upper bounds of the classes of durations; beyond them is one more."""
@@ -35,11 +35,8 @@ class Durations:
         self.total_s += seconds
 
 
-class App(Protocol):
-    """An ASGI app that `AnswersAtOnce`."""
-
-    def at_once(self, scope: Scope) -> Whole | None:
-        """See `peer.world.env.AnswersAtOnce`."""
+class App(AnswersAtOnce, Protocol):
+    """An ASGI app with answers at hand."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -62,7 +59,7 @@ class Traffic:
         """Of bodies, by route."""
         self.sent_bytes: Counter[str] = Counter()
 
-    def at_once(self, scope: Scope) -> Whole | None:
+    def at_once(self, scope: Scope) -> WholeAnswer | None:
         """See `peer.world.env.AnswersAtOnce`. How long it takes to be sent does not count."""
         started = self._clock.now()
         whole = self._app.at_once(scope)

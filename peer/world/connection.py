@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from peer.world.env import FROM_PEER, PEER_PATHS, AnswersAtOnce, Whole
+from peer.world.env import FROM_PEER, PEER_PATHS, AnswersAtOnce, WholeAnswer
 from peer.world.transport import Buffer, Transport, read_at
 from peer.world.wire import CountedBody, HeadReader, Request, RequestError, Response, format_head, format_whole
 
@@ -76,6 +76,7 @@ KEEP_ALIVE_AT_LEAST = 0.98
 
 VITAL_PATHS = (PEER_PATHS, "/health")
 """Answered also when there are too many clients."""
+FAILED = "internal error; the log of this peer says more"
 CROWDED = "too many connections; try again later or ask another peer"
 
 
@@ -151,7 +152,7 @@ class Site:
         return self._date[1]
 
 
-def _never_at_once(scope: Scope) -> Whole | None:
+def _never_at_once(scope: Scope) -> WholeAnswer | None:
     return None
 
 
@@ -247,7 +248,7 @@ class Connection:
         if not self.site.may_serve(self, request.path):
             raise RequestError(503, CROWDED)
         scope = self._scope(request)
-        whole = self.site.at_once(scope) if request.is_simple else None
+        whole = self._at_hand(scope) if request.is_simple else None
         if whole is not None:
             await self._send_whole(whole)
         else:
@@ -283,10 +284,19 @@ class Connection:
             "extensions": {"http.response.zerocopysend": {}},
         }
 
-    async def _send_whole(self, whole: Whole) -> None:
+    def _at_hand(self, scope: Scope) -> WholeAnswer | None:
+        """An answer that the app has at hand, its head made. Raises RequestError."""
+        try:
+            whole = self.site.at_once(scope)
+            if whole is not None and not whole.head:
+                whole.head = format_whole(whole.headers, len(whole.content))
+        except Exception as error:
+            log.exception("%s %s: the app failed", scope["method"], scope["path"])
+            raise RequestError(500, FAILED) from error
+        return whole
+
+    async def _send_whole(self, whole: WholeAnswer) -> None:
         """Send an answer that is at hand: most are with the kernel before anything else can happen."""
-        if not whole.head:
-            whole.head = format_whole(whole.headers, len(whole.content))
         content = b"" if self._head_only else whole.content
         unsent = self.transport.send_now(b"".join((whole.head, b"date: ", self.site.date(), b"\r\n\r\n", content)))
         if unsent:
@@ -361,7 +371,7 @@ class Cycle:
         if self._response.complete:
             return await self._drain() and not self._response.closing
         if not self._connection.owing and (self._body_error or not self._disconnected):
-            raise self._body_error or RequestError(500, "internal error; the log of this peer says more")
+            raise self._body_error or RequestError(500, FAILED)
         return False
 
     def _report(self, error: Exception) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from peer.locks import try_lock
 from peer.world.env import FileIdentity, FileMissing, NoSpace, StartError, StoreError
 
-DATABASE_CACHE_KIB = 16 * 1024
+WRITER_CACHE_KIB = 16 * 1024
 READER_CACHE_KIB = 4 * 1024
 """A reader's: each commit of the writer empties it, so that most of a larger one would be memory and no use."""
 
@@ -140,7 +140,7 @@ class SystemDatabaseFile:
         return connection
 
     def connect_writer(self) -> sqlite3.Connection:
-        connection = self._connect(DATABASE_CACHE_KIB)
+        connection = self._connect(WRITER_CACHE_KIB)
         # Has an effect on a new database only: its size can follow the files there are, not those there ever were.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")

@@ -31,7 +31,7 @@ FROM_PEER = "from peer"
 
 
 @dataclass(slots=True)
-class Whole:
+class WholeAnswer:
     """An answer of status 200 that is at hand; it can be sent many times."""
 
     headers: Sequence[tuple[bytes, bytes]]
@@ -45,7 +45,7 @@ class Whole:
 class AnswersAtOnce(Protocol):
     """An app that has the answers to some requests at hand: a task's turn for each would cost more than the answer."""
 
-    def at_once(self, scope: MutableMapping[str, Any]) -> Whole | None:
+    def at_once(self, scope: MutableMapping[str, Any]) -> WholeAnswer | None:
         """The answer to a request without a body, which is then sent; None when the app is to be called.
 
         To HEAD it is the answer to GET, of which the content stays.

@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from peer.world import transport
 from peer.world.connection import KEEP_ALIVE_AT_LEAST, Limits
-from peer.world.env import FROM_PEER, Whole
+from peer.world.env import FROM_PEER, WholeAnswer
 from peer.world.server import Server
 from peer.world.wire import ChunkedBody
 
@@ -1161,10 +1161,10 @@ class AtHand:
     """An app with one answer at hand, which echoes what that is not for."""
 
     def __init__(self, content: bytes, *headers: tuple[bytes, bytes]) -> None:
-        self.whole = Whole([(b"content-length", b"%d" % len(content)), *headers], content)
+        self.whole = WholeAnswer([(b"content-length", b"%d" % len(content)), *headers], content)
         self.asked: list[str] = []
 
-    def at_once(self, scope: Any) -> Whole | None:
+    def at_once(self, scope: Any) -> WholeAnswer | None:
         self.asked.append(f"{scope['method']} {scope['path']}")
         return self.whole if scope["path"] == "/" else None
 
@@ -1270,6 +1270,7 @@ async def test_an_answer_at_hand_that_is_not_what_it_says_is_not_sent() -> None:
         with logged() as records:
             async with serving(app) as served, served.client() as client, served.client() as other:
                 await client.send(GET)
+                assert (await client.answer()).error.startswith("internal error")
                 assert await client.until_eof() == b""
                 await other.send(GET.replace(b"/ ", b"/other "))
                 assert (await other.answer()).body == b"GET /other "
